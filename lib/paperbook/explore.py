@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import ipywidgets as widgets
@@ -51,7 +51,7 @@ def _live_controls(draw: Draw, sweeps: dict[str, Sequence]) -> widgets.Widget | 
         if not all(isinstance(v, Real) and not isinstance(v, bool) for v in values) or len(values) < 2:
             return None
         low, high = min(values), max(values)
-        whole = all(float(v).is_integer() for v in values)
+        whole = all(isinstance(v, Integral) for v in values)
         step = 1 if whole else 10 ** math.floor(math.log10((high - low) / 100))
         kind = widgets.IntSlider if whole else widgets.FloatSlider
         sliders[name] = kind(values[0], min=low, max=high, step=step, description=name, continuous_update=False)
