@@ -1,0 +1,1 @@
+"""Learning across clients that keep their data, join as they please, or ask to be forgotten."""

@@ -1,0 +1,95 @@
+"""The executed pages: their budgets, and whether a second execution says the same.
+
+Needs `make book` first. The second execution covers every page while there are few, and a rotating share of them
+later (the same choice as nbval's).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paperbook.catalog import load_catalog
+from paperbook.claims import MIME
+from paperbook.notebook import checked_text, read
+
+ROOT = Path(__file__).parents[2]
+EXECUTED = ROOT / "_build" / "executed"
+PAGES = load_catalog(ROOT).with_page(ROOT)
+LIMIT_SECONDS = 40 * 1.5  # the budget is 40 s on one quiet core; two jobs share the machine here
+LIMIT_BYTES = 2_500_000
+
+each_page = pytest.mark.parametrize("paper", PAGES, ids=lambda p: p.slug)
+
+
+def executed(paper, folder=EXECUTED):
+    path = folder / paper.part / f"{paper.slug}.ipynb"
+    assert path.exists(), f"{path} is missing: run `make book` first"
+    return read(path)
+
+
+def ledger_data(notebook):
+    bundles = [o["data"][MIME] for c in notebook.cells for o in c.get("outputs", []) if MIME in o.get("data", {})]
+    assert len(bundles) == 1
+    return bundles[0]
+
+
+def repeatable(data):
+    """The claims but for those that wall-clock time decides."""
+    return [claim for claim in data["claims"] if not claim["machine"]]
+
+
+@each_page
+def test_page_keeps_its_budget(paper):
+    notebook = executed(paper)
+    assert notebook.metadata.paperlab.seconds < LIMIT_SECONDS
+    assert (EXECUTED / paper.part / f"{paper.slug}.ipynb").stat().st_size < LIMIT_BYTES
+
+
+def test_the_average_page_keeps_its_budget():
+    seconds = [executed(paper).metadata.paperlab.seconds for paper in PAGES]
+    print("seconds:", dict(zip([p.slug for p in PAGES], [round(s, 1) for s in seconds], strict=True)))
+    assert sum(seconds) / len(seconds) < 12 * 1.5
+
+
+@each_page
+def test_the_ledger_holds_every_claim_of_the_catalogue(paper):
+    claims = ledger_data(executed(paper))["claims"]
+    assert [claim["id"] for claim in claims] == [claim.id for claim in paper.claims]
+    for claim in claims:
+        assert claim["verdict"] in ("supported", "contradicted", "inconclusive", "not tested")
+        assert all(m["n"] >= 3 for m in claim["measurements"] if m["kind"] in ("compare", "within", "size"))
+
+
+@pytest.fixture(scope="session")
+def second_run(tmp_path_factory):
+    """A second execution of the chosen pages, in a build folder of its own."""
+    from paperbook.nbval import choose
+
+    folder = tmp_path_factory.mktemp("again")
+    chosen = PAGES if len(PAGES) <= 12 else [p for p in PAGES if p.slug in choose(ROOT)]
+    jobs = [(p, folder / p.part / f"{p.slug}.ipynb") for p in chosen]
+    environment = {**os.environ, "PAPERLAB_PRESS": "1", "OMP_NUM_THREADS": "1"}
+    running = []
+    for paper, target in jobs:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if len(running) == 2:
+            running.pop(0).wait()
+        command = [sys.executable, "-m", "paperbook.execute", str(ROOT / paper.notebook), str(target)]
+        running.append(subprocess.Popen(command, env=environment, cwd=ROOT))
+    for process in running:
+        process.wait()
+    return folder, {p.slug for p in chosen}
+
+
+@each_page
+def test_two_executions_say_the_same(paper, second_run):
+    folder, chosen = second_run
+    if paper.slug not in chosen:
+        pytest.skip("not in this run's rotating share")
+    first, again = executed(paper), executed(paper, folder)
+    assert checked_text(first) == checked_text(again)
+    assert json.dumps(repeatable(ledger_data(first))) == json.dumps(repeatable(ledger_data(again)))
