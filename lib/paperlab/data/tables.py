@@ -1,0 +1,129 @@
+"""Tables with numbers and categories side by side, as they come: real ones, and one made by rules that are known.
+
+A column may hold numbers, words, or both ("unknown" in a column of ages). Nothing is one-hot encoded.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import sklearn.datasets
+from jaxtyping import Bool, Float, Int
+
+from paperlab.checks import require_at_least, require_between, require_one_of
+
+REAL_TABLES = ("breast_cancer", "wine", "iris", "fair")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with mixed columns and one label each.
+
+    ``numbers`` holds NaN where a cell is a category, ``codes`` holds -1 where it is a number; ``categories[j]`` names
+    the codes of column j.
+    """
+
+    numbers: Float[np.ndarray, "rows columns"]
+    codes: Int[np.ndarray, "rows columns"]
+    names: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, index: np.ndarray) -> "Table":
+        """The table of these rows (a mask or indices)."""
+        return Table(self.numbers[index], self.codes[index], self.names, self.categories, self.labels[index])
+
+    def one_hot(self) -> Float[np.ndarray, "rows features"]:
+        """For methods that need numbers: numeric columns as they are (0 where not a number), one column a category."""
+        blocks = [np.nan_to_num(self.numbers[:, ~np.isnan(self.numbers).all(0)])]
+        for j, words in enumerate(self.categories):
+            blocks += [(self.codes[:, j] == k)[:, None].astype(float) for k in range(len(words))]
+        return np.hstack(blocks)
+
+
+def as_table(columns: dict[str, list], labels: list) -> Table:
+    """A table from columns of numbers and words.
+
+    Raises:
+        ValueError: columns or labels of different lengths, or no rows.
+    """
+    lengths = {len(column) for column in columns.values()} | {len(labels)}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(f"columns and labels must have one length above 0, got {sorted(lengths)}")
+    rows = len(labels)
+    numbers, codes, categories = np.full((rows, len(columns)), np.nan), np.full((rows, len(columns)), -1), []
+    for j, column in enumerate(columns.values()):
+        words = sorted({cell for cell in column if isinstance(cell, str)})
+        categories.append(tuple(words))
+        for i, cell in enumerate(column):
+            if isinstance(cell, str):
+                codes[i, j] = words.index(cell)
+            else:
+                numbers[i, j] = cell
+    return Table(numbers, codes, tuple(columns), tuple(categories), np.asarray(labels))
+
+
+@cache
+def load_table(name: str) -> Table:
+    """A real table: `breast_cancer`, `wine`, `iris` (scikit-learn) or `fair` (statsmodels: 6,366 answers on affairs).
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    require_one_of(REAL_TABLES, name=name)
+    if name == "fair":
+        import statsmodels.api as sm
+
+        frame = sm.datasets.fair.load_pandas().data
+        jobs = ("student", "farming or unskilled", "white collar", "teacher or nurse", "managerial", "professional")
+        columns = {column: frame[column].tolist() for column in frame.columns if column != "affairs"}
+        for column in ("occupation", "occupation_husb"):
+            columns[column] = [jobs[int(code) - 1] for code in columns[column]]
+        return as_table(columns, np.where(frame["affairs"] > 0, "affair", "none").tolist())
+    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    names = [feature.removesuffix(" (cm)").replace(" ", "_").replace("/", "_") for feature in bunch.feature_names]
+    columns = {column: bunch.data[:, j].tolist() for j, column in enumerate(names)}
+    return as_table(columns, [str(bunch.target_names[k]) for k in bunch.target])
+
+
+def planted_rule(table: Table) -> Bool[np.ndarray, " rows"]:
+    """The truth behind `default_rules`: two defaults, one of them with an exception that has an exception.
+
+    Positive are rows with ``size > 0.4`` and ``colour = red``, unless ``age <= 0.3``, unless then ``shape = round``;
+    and rows with ``weight <= 0.15`` and ``age > 0.3``. An age that is the word "unknown" is neither small nor large.
+    """
+    column = {name: j for j, name in enumerate(table.names)}
+    number = {name: table.numbers[:, j] for name, j in column.items()}
+
+    def is_word(name: str, word: str) -> np.ndarray:
+        return table.codes[:, column[name]] == table.categories[column[name]].index(word)
+
+    young = number["age"] <= 0.3
+    first = (number["size"] > 0.4) & is_word("colour", "red") & ~(young & ~is_word("shape", "round"))
+    second = (number["weight"] <= 0.15) & (number["age"] > 0.3)
+    return first | second
+
+
+def default_rules(rows: int, noise: float, seed: int) -> Table:
+    """A table of eight columns (five numeric, two categorical, one mixed) labelled by `planted_rule`.
+
+    A share ``noise`` of the labels, drawn at random, is flipped.
+
+    Raises:
+        ValueError: fewer than 20 rows, or noise outside 0 to 0.5.
+    """
+    require_at_least(20, rows=rows)
+    require_between(0, 0.5, noise=noise)
+    rng = np.random.default_rng(seed)
+    numeric = ("size", "weight", "height", "price", "speed")
+    columns: dict[str, list] = {name: rng.random(rows).tolist() for name in numeric}
+    columns["colour"] = rng.choice(["red", "green", "blue"], rows).tolist()
+    columns["shape"] = rng.choice(["round", "square", "long", "flat"], rows).tolist()
+    ages, missing = rng.random(rows), rng.random(rows) < 0.1
+    columns["age"] = ["unknown" if gone else age for age, gone in zip(ages, missing, strict=True)]
+    truth = planted_rule(as_table(columns, [0] * rows))
+    flipped = truth ^ (rng.random(rows) < noise)
+    return as_table(columns, np.where(flipped, "yes", "no").tolist())

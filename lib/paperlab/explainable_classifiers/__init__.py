@@ -1,0 +1,1 @@
+"""Classifiers whose decisions can be read, followed and argued with."""
