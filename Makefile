@@ -53,7 +53,7 @@ serve: $(VENV)/.ready  ## serve the built site on this machine
 	@$(PRESS) serve
 
 lab: $(VENV)/.ready  ## the notebooks in JupyterLab
-	@$(PY) -c 'import jupyterlab' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.5.0
+	@$(PY) -c 'import jupyterlab' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check jupyterlab==4.6.6
 	@$(VENV)/bin/jupyter lab notebooks
 
 gpu: $(VENV)/.ready  ## the CUDA tests

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import sys
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,8 +17,8 @@ from paperbook.claims import combine
 @pytest.fixture
 def shown(monkeypatch):
     outputs = []
-    for name in ("figures", "explore"):  # by sys.modules: as an attribute, `explore` is the function
-        monkeypatch.setattr(sys.modules[f"paperbook.{name}"], "display", lambda thing, **_: outputs.append(thing))
+    for name in ("figures", "interactive"):
+        monkeypatch.setattr(f"paperbook.{name}.display", lambda thing, **_: outputs.append(thing))
     return outputs
 
 
