@@ -1,0 +1,1 @@
+"""Vision systems: one module a paper."""
