@@ -42,8 +42,9 @@ def choose(root: Path, *, base: str | None = None, turn: int | None = None) -> l
 
 def changed_files(root: Path, base: str | None = None) -> set[str] | None:
     """What differs from ``base``, with what git does not track yet; None if there is nothing to compare with."""
-    candidates = [base] if base else [_git(root, "merge-base", "HEAD", "origin/main"), "HEAD~1"]
-    for candidate in filter(None, candidates):
+    left, head = _git(root, "merge-base", "HEAD", "origin/main"), _git(root, "rev-parse", "HEAD")
+    here = left == head  # on main itself, or in a fresh clone of it: the last commit is what is new
+    for candidate in filter(None, [base] if base else [None if here else left, "HEAD~1"]):
         names = _git(root, "diff", "--name-only", "--relative", candidate.strip())
         if names is not None:
             return {*names.splitlines(), *(_git(root, "ls-files", "--others", "--exclude-standard") or "").splitlines()}
