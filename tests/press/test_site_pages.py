@@ -1,0 +1,132 @@
+"""What the site generates from the executed notebooks: ledger, index, totals, cards, bylines."""
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+
+from paperbook.catalog import load_catalog
+from paperbook.claims import MIME, Ledger, compare, exact, trend
+from paperbook.errors import PressError
+from paperbook.site import pages
+from paperbook.site.harvest import harvest
+
+FIGURE = (
+    '<figure><img class="paperlab-figure dark-light" alt="A &lt;rising&gt; line" width="2" height="2"'
+    ' src="data:image/webp;base64,QUJD"></figure>'
+)
+NAMES = "Sch{\\\"a}fl, Bernhard and van der Maaten, Laurens and Pavlovi{\\'c}, M."
+
+
+@pytest.fixture
+def executed(tiny_book, monkeypatch):
+    """The tiny book with its first paper executed: C1 supported, C2 contradicted."""
+    monkeypatch.setenv("PAPERLAB_ROOT", str(tiny_book))
+    ledger = Ledger("alpha")
+    ledger.claim("C1", exact("error <b>", observed=0.0, tolerance=1e-9))
+    ledger.claim("C2", compare("speed", [1.0, 1.1, 1.2], [2.0, 2.2, 2.1], better="higher"),
+                 trend("speed with size", range(6), range(6), direction="rising"))  # fmt: skip
+    output = nbformat.v4.new_output
+    notebook = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell("# It *works* <here>\n\nText."),
+        nbformat.v4.new_code_cell("show()", outputs=[output("display_data", data={"text/html": FIGURE})]),
+        nbformat.v4.new_code_cell("table()", outputs=[output("display_data", data={MIME: ledger.data()})]),
+    ])  # fmt: skip
+    path = tiny_book / "_build" / "executed" / "memory" / "alpha.ipynb"
+    path.parent.mkdir(parents=True)
+    nbformat.write(notebook, path)
+    return tiny_book
+
+
+@pytest.fixture
+def found(executed):
+    """The harvested pages."""
+    return harvest(load_catalog(executed).papers, executed / "_build" / "executed")
+
+
+def test_harvest_reads_headline_verdicts_and_picture(found):
+    (page,) = found
+    assert page.headline == "It *works* <here>"
+    assert page.verdicts == {"supported": 1, "contradicted": 1}
+    assert page.picture == (b"ABC", "webp", "A <rising> line")
+    assert page.docname == "notebooks/memory/alpha"
+
+
+def test_a_broken_notebook_is_named(executed):
+    path = executed / "_build" / "executed" / "memory" / "beta.ipynb"
+    path.write_text("{half a notebo")
+    with pytest.raises(PressError, match=r"beta\.ipynb.*execute beta again"):
+        harvest(load_catalog(executed).papers, path.parent.parent)
+
+
+def test_a_page_without_headline_is_an_error(executed):
+    path = executed / "_build" / "executed" / "memory" / "beta.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("no heading")]), path)
+    second = harvest(load_catalog(executed).papers, path.parent.parent)[1]
+    with pytest.raises(PressError, match=r"beta\.ipynb: no headline"):
+        _ = second.headline
+
+
+def test_the_ledger_has_a_row_for_every_claim(executed, found):
+    table = pages.ledger_table(load_catalog(executed), found)
+    rows = re.findall(r"<tr data-part.*?</tr>", table)
+    assert len(rows) == 2
+    assert 'data-verdict="supported"' in rows[0]
+    assert 'data-kind="compare trend"' in rows[1]
+    assert "2 times" in rows[1]
+    assert "notebooks/memory/alpha.html#claims" in rows[0]
+    assert r'<span class="math notranslate nohighlight">\(x^2\)</span>' in rows[0]
+    assert "error &lt;b&gt;" in rows[0], "text of a page is text and not HTML"
+    assert "3–6" in rows[1], "n of both measurements"
+
+
+def test_totals_count_every_verdict_once(found):
+    assert {v: int(n) for n, v in re.findall(r"<b>(\d+)</b> ([a-z ]+)<", pages.totals(found))} == {
+        "supported": 1, "contradicted": 1, "inconclusive": 0, "not tested": 0}  # fmt: skip
+    assert 'href="../ledger.html?verdict=not+tested"' in pages.totals(found, "../")
+
+
+def test_the_index_never_links_to_a_page_that_is_not_there(executed, found):
+    index = pages.paper_index(load_catalog(executed), found)
+    first, second = re.findall(r"<li data-part.*?</li>", index)
+    assert '<a class="title" href="notebooks/memory/alpha.html">' in first
+    assert 'data-verdict="supported contradicted"' in first
+    assert "https://arxiv.org/abs/2001.00001" in first
+    assert 'data-state="coming"' in second
+    assert "still to come" in second
+    assert "href" not in second
+
+
+def test_chance_agrees_with_a_simulation(found):
+    """A claim by `compare` and `trend` under no effect: how often it is supported and contradicted by luck."""
+    total, support, contradict, ended = pages.by_chance(found)
+    assert (total, dict(ended)) == (1, {"contradicted": 1})
+    rng, counts = np.random.default_rng(0), {"supported": 0, "contradicted": 0, "inconclusive": 0}
+    trials = 1500
+    for _ in range(trials):
+        a = compare("x", rng.normal(size=5), rng.normal(size=5), better="higher").verdict
+        b = trend("y", range(7), rng.normal(size=7), direction="rising").verdict
+        both = "contradicted" if "contradicted" in (a, b) else "supported" if a == b == "supported" else "inconclusive"
+        counts[both] += 1
+    assert counts["contradicted"] / trials == pytest.approx(contradict, abs=0.02)
+    assert counts["supported"] / trials == pytest.approx(support, abs=0.005)
+
+
+def test_authors_lose_their_latex(tiny_book):
+    (tiny_book / "book" / "references.bib").write_text(f"@article{{alpha, title = {{T}}, author = {{{NAMES}}}}}")
+    assert pages.authors_of(tiny_book)["alpha"] == ["Bernhard Schäfl", "Laurens van der Maaten", "M. Pavlović"]
+    (tiny_book / "book" / "references.bib").write_text("@article{alpha, title = {T")
+    with pytest.raises(PressError, match=r"references\.bib"):
+        pages.authors_of(tiny_book)
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "A0 ·"), (2, "A0 and A1 ·"), (5, "A3 and A4 ·"), (9, "A3 and 5 others ·")])
+def test_a_byline_names_at_most_a_few(tiny_book, n, said):
+    paper = load_catalog(tiny_book).paper("alpha")
+    line = pages.byline(paper, [f"A{k}" for k in range(n)], ["energy"], True, False)
+    assert said in line
+    assert "[arXiv:2001.00001](https://arxiv.org/abs/2001.00001)" in line
+    assert "[`energy`](#paperlab.memory.alpha.energy)" in line
+    assert '<a href="alpha.ipynb" download>' in line
+    assert "tests-" not in line
