@@ -3,7 +3,7 @@
 A column may hold numbers, words, or both ("unknown" in a column of ages). Nothing is one-hot encoded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -58,11 +58,12 @@ def as_table(columns: dict[str, list], labels: list) -> Table:
     for j, column in enumerate(columns.values()):
         words = sorted({cell for cell in column if isinstance(cell, str)})
         categories.append(tuple(words))
-        for i, cell in enumerate(column):
-            if isinstance(cell, str):
-                codes[i, j] = words.index(cell)
-            else:
-                numbers[i, j] = cell
+        if not words:
+            numbers[:, j] = column
+            continue
+        code = {word: k for k, word in enumerate(words)}
+        codes[:, j] = [code[cell] if isinstance(cell, str) else -1 for cell in column]
+        numbers[:, j] = [np.nan if isinstance(cell, str) else cell for cell in column]
     return Table(numbers, codes, tuple(columns), tuple(categories), np.asarray(labels))
 
 
@@ -124,6 +125,6 @@ def default_rules(rows: int, noise: float, seed: int) -> Table:
     columns["shape"] = rng.choice(["round", "square", "long", "flat"], rows).tolist()
     ages, missing = rng.random(rows), rng.random(rows) < 0.1
     columns["age"] = ["unknown" if gone else age for age, gone in zip(ages, missing, strict=True)]
-    truth = planted_rule(as_table(columns, [0] * rows))
-    flipped = truth ^ (rng.random(rows) < noise)
-    return as_table(columns, np.where(flipped, "yes", "no").tolist())
+    table = as_table(columns, ["no"] * rows)
+    flipped = planted_rule(table) ^ (rng.random(rows) < noise)
+    return replace(table, labels=np.where(flipped, "yes", "no"))

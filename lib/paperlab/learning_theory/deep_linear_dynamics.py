@@ -54,8 +54,8 @@ def unbalanced_strength(
     r"""Appendix A: the product $u = ab$ of two unequal layers, $a \ne b$.
 
     $a^2 - b^2 = \pm 2c$ is conserved, so $\tau\dot u = 2\sqrt{c^2 + u^2}\,(s - u)$. With $u = c \sinh\theta$ that is
-    $\tau\dot\theta = 2 (s - c \sinh\theta)$, solved in $\tanh(\theta/2)$. (Equation 25 lacks the 2: it sets
-    $ab = c_0 \sinh\theta$ beside $a^2 + b^2 = c_0 \cosh\theta$, where $2ab$ is meant.)
+    $\tau\dot\theta = 2 (s - c \sinh\theta)$, solved in $\tanh(\theta/2)$. (The two 2s are
+    easily lost: $a^2 + b^2 = 2c\cosh\theta$, but $ab = c\sinh\theta$.)
 
     Raises:
         ValueError: ``s``, ``a0``, ``b0`` or ``tau`` is not positive, or ``a0`` equals ``b0`` (use `mode_strength`).
@@ -128,15 +128,16 @@ def descent_directions(
     gradient of half the squared error. One pass up collects the products below each layer, one pass down carries the
     error.
     """
-    below = [torch.eye(sigma11.shape[-1], dtype=sigma11.dtype, device=sigma11.device).expand(len(weights[0]), -1, -1)]
-    for w in weights:
+    below = [weights[0]]
+    for w in weights[1:]:
         below.append(w @ below[-1])
     total = below.pop()
     error = sigma31 - total @ sigma11
     directions = []
-    for w, prefix in zip(reversed(weights), reversed(below), strict=True):
+    for w, prefix in zip(reversed(weights[1:]), reversed(below), strict=True):
         directions.append(error @ prefix.mT)
         error = w.mT @ error
+    directions.append(error)
     return directions[::-1], total
 
 
@@ -203,11 +204,11 @@ def steps_to_learn(
         learned = error <= criterion
         taken[alive[learned]] = step
         stay = ~learned & (error < DIVERGED)
-        alive = alive[stay]
-        if len(alive) == 0:
+        if not stay.any():
             break
-        pace = rates[alive, None, None]
-        weights = [torch.addcmul(w[stay], d[stay], pace) for w, d in zip(weights, directions, strict=True)]
+        if not stay.all():
+            alive, weights, directions = alive[stay], [w[stay] for w in weights], [d[stay] for d in directions]
+        weights = [torch.addcmul(w, d, rates[alive, None, None]) for w, d in zip(weights, directions, strict=True)]
     return taken
 
 
@@ -223,8 +224,9 @@ def pretrain(
     r"""Greedy layer-wise pretraining (section 3): layer l learns to reconstruct the output of layer l - 1.
 
     Each is a two-layer autoencoder on inputs of covariance $C = Q \Lambda Q^\top$, so $\Sigma^{31} = \Sigma^{11} = C$.
-    It starts from Gaussian weights times ``scale``, at half the inverse of $C$'s largest eigenvalue. Its encoder nears
-    $R M^{1/2} Q^\top$, and $M \to I$ with more ``steps``, directions of low variance last. One encoder a width.
+    It starts from Gaussian weights times ``scale`` and steps at half the inverse of $C$'s largest eigenvalue. Its
+    encoder nears $R\,G\,Q^\top$ with orthogonal $R$ and diagonal gains $G$ (the paper's $M^{1/2}$), and $G \to I$ with
+    more ``steps``, directions of low variance last. One encoder a width.
 
     Raises:
         ValueError: no width, or ``scale`` not positive.
