@@ -172,10 +172,9 @@ def test_a_function_that_raises_says_so():
 
 @each_page
 def test_a_module_can_be_read_in_one_sitting(paper):
-    lines = [line for line in (ROOT / paper.module).read_text().splitlines() if line.strip()]
-    assert len(lines) <= 320  # code of 40 to 200 lines, and the docstrings that explain it
-    body = ast.unparse(_without_docstrings(ast.parse((ROOT / paper.module).read_text())))
-    assert 30 <= len(body.splitlines()) <= 220
+    """The budget is 40 to 200 lines of code; a paper of three variants may take a quarter more. Docstrings are free."""
+    code = ast.unparse(_without_docstrings(ast.parse((ROOT / paper.module).read_text())))
+    assert 30 <= len(code.splitlines()) <= 250
 
 
 def _without_docstrings(tree):
