@@ -333,10 +333,11 @@ class Ledger:
             print(claim_id, "depends on the machine" if claim_id in self._machine else self.verdict(claim_id))
 
 
-def _rich(text: str) -> str:
-    """Text of the catalogue as HTML, its `$…$` marked for MathJax."""
+def rich(text: str) -> str:
+    """Text of the catalogue as HTML: `$…$` marked for MathJax, backticks as code."""
     mark = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
-    return re.sub(r"\$([^$]+)\$", mark, html.escape(text, quote=False))
+    text = re.sub(r"\$([^$]+)\$", mark, html.escape(text, quote=False))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
 def _table_text(data: dict) -> str:
@@ -346,13 +347,13 @@ def _table_text(data: dict) -> str:
 def _table_html(data: dict) -> str:
     def measured(m: dict) -> str:
         count = f' <span class="n">n = {m["n"]}</span>' if m["n"] > 1 else ""
-        beside = f' <span class="beside">(paper: {_rich(m["paper"])})</span>' if m["paper"] else ""
-        return f"<li>{_rich(m['label'])}: {html.escape(m['ours'])}{beside}{count}</li>" if m["ours"] else (
-            f"<li>{_rich(m['label'])}</li>")  # fmt: skip
+        beside = f' <span class="beside">(paper: {rich(m["paper"])})</span>' if m["paper"] else ""
+        return f"<li>{rich(m['label'])}: {html.escape(m['ours'])}{beside}{count}</li>" if m["ours"] else (
+            f"<li>{rich(m['label'])}</li>")  # fmt: skip
 
     rows = "".join(
-        f'<tr id="claim-{row["id"]}"><th scope="row">{row["id"]}</th><td>{_rich(row["text"])}</td>'
-        f"<td>{_rich(row['paper']) or '–'}</td>"
+        f'<tr id="claim-{row["id"]}"><th scope="row">{row["id"]}</th><td>{rich(row["text"])}</td>'
+        f"<td>{rich(row['paper']) or '–'}</td>"
         f'<td><ul class="measured">{"".join(measured(m) for m in row["measurements"])}</ul></td>'
         f'<td><span class="verdict {row["verdict"].replace(" ", "-")}">{row["verdict"]}</span>'
         f"{' <small>on this machine</small>' if row['machine'] else ''}"

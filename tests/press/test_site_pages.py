@@ -113,6 +113,18 @@ def test_chance_agrees_with_a_simulation(found):
     assert counts["supported"] / trials == pytest.approx(support, abs=0.005)
 
 
+@pytest.mark.parametrize(("kind", "verdict", "counted", "support"), [
+    ("exact", "supported", 1, 0.025),
+    ("exact", "contradicted", 0, 0.0),
+    ("not_tested", "not tested", 1, 0.0),
+])  # fmt: skip
+def test_what_needs_no_luck_is_no_luck(found, kind, verdict, counted, support):
+    """An exact check beside a comparison leaves its luck as it is, or has decided already."""
+    row = {"verdict": verdict, "measurements": [{"kind": kind, "verdict": verdict}, {"kind": "compare", "verdict": ""}]}
+    found[0].__dict__["claims"] = [row]
+    assert pages.by_chance(found)[:2] == (counted, support)
+
+
 def test_authors_lose_their_latex(tiny_book):
     (tiny_book / "book" / "references.bib").write_text(f"@article{{alpha, title = {{T}}, author = {{{NAMES}}}}}")
     assert pages.authors_of(tiny_book)["alpha"] == ["Bernhard Schäfl", "Laurens van der Maaten", "M. Pavlović"]

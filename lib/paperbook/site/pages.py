@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paperbook.catalog import Catalog, Paper, Part
-from paperbook.claims import ALPHA, CONTRADICTED, RULES, SUPPORTED, VERDICTS
+from paperbook.claims import ALPHA, CONTRADICTED, RULES, SUPPORTED, VERDICTS, rich
 from paperbook.errors import PressError
 from paperbook.site.harvest import Page
 
@@ -25,12 +25,6 @@ CHANCE = {"compare": ALPHA / 2, "within": ALPHA / 2, "size": ALPHA / 2, "trend":
 def raw(fragment: str) -> str:
     """HTML as a MyST block, so that no Markdown rule touches it."""
     return f"{FENCE}{{raw}} html\n{fragment}\n{FENCE}"
-
-
-def rich(text: str) -> str:
-    """Text of the catalogue as HTML: `$…$` marked for MathJax, backticks as code."""
-    text = re.sub(r"\$([^$]+)\$", r'<span class="math notranslate nohighlight">\\(\1\\)</span>', html.escape(text))
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
 def chip(verdict: str, count: int | None = None) -> str:
@@ -133,17 +127,18 @@ def rules() -> str:
 def by_chance(pages: Iterable[Page]) -> tuple[int, float, float, Counter]:
     """(claims decided by statistics, how many chance alone would support, and contradict, how they really ended).
 
-    A claim is supported when all its measurements are and contradicted when one is. Measurements of one claim are taken
-    as independent, which they are not quite: shared seeds make joint luck a little likelier than the product says.
+    A claim is supported when all its measurements are and contradicted when one is; what is decided without chance (an
+    exact check, a part that is not tested) stays as it is. Measurements of one claim are taken as independent, which
+    they are not quite: shared seeds make joint luck a little likelier than the product says.
     """
     support = contradict = 0.0
     ended: Counter = Counter()
     for page in pages:
         for row in page.claims:
             chances = [CHANCE[m["kind"]] for m in row["measurements"] if m["kind"] in CHANCE]
-            if chances:
-                decided = all(m["kind"] in CHANCE for m in row["measurements"])
-                support += math.prod(chances) if decided else 0.0
+            without = {m["verdict"] for m in row["measurements"] if m["kind"] not in CHANCE}
+            if chances and CONTRADICTED not in without:
+                support += math.prod(chances) if without <= {SUPPORTED} else 0.0
                 contradict += 1 - math.prod(1 - c for c in chances)
                 ended[row["verdict"]] += 1
     return ended.total(), support, contradict, ended
