@@ -52,6 +52,25 @@ def test_prefix_sums_find_what_brute_force_finds(heuristic, seed):
     assert impurity(found) == pytest.approx(min(impurity(literal) for literal in all_literals(table)))
 
 
+def test_a_literal_that_is_used_is_not_taken_again():
+    table = default_rules(80, 0.1, 0)
+    positive, counter = table.labels == "yes", _Counter(table, magic_gini)
+    taken = []
+    while literal := counter.best(positive, ~positive, counter.order, frozenset(taken)):
+        taken.append(literal)
+    assert len(taken) == len(set(taken))
+    holds = [literal.holds(table) for literal in all_literals(table)]
+    tp, fp = (np.array([(h & side).sum() for h in holds], float) for side in (positive, ~positive))
+    valid = np.isfinite(magic_gini(tp, positive.sum() - tp, (~positive).sum() - fp, fp))
+    assert len(taken) == valid.sum()  # every valid literal, once each
+
+
+def test_cells_are_counted_as_by_hand():
+    table = as_table({"x": [1.0, 2, 3, 4, 5, 6, 7, 8]}, list("aaabbbbb"))
+    # sorting 8 log2 8, two filters of the order, one search, one literal on all rows, one rule on all rows
+    assert FoldSE().fit(table).visits == 24 + 8 + 8 + 8 + 8 + 8
+
+
 @pytest.mark.parametrize("name", ["breast_cancer", "iris"])
 def test_first_split_is_that_of_a_gini_stump(name):
     table = load_table(name)

@@ -67,10 +67,11 @@ def test_cutoff_one_is_blind_to_participation():
     assert (fedau_weights(present, 1) == 1).all()
 
 
-def test_two_scalars_a_client():
+def test_three_numbers_a_client():
     state = IntervalWeights((7, 5), 50)
     state.update(torch.ones(7, 5, dtype=torch.bool))
     tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 3  # S, M and the weight itself
     assert all(value.shape == (7, 5) for value in tensors)  # nothing of the model's size
 
 

@@ -27,12 +27,11 @@ def magic_gini(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Counts:
     $$GI = \frac2N \Big[ \frac{tp \cdot fp}{tp + fp} + \frac{tn \cdot fn}{tn + fn} \Big],
     \qquad \text{valid iff } tp \cdot tn > fp \cdot fn.$$
 
-    ``tp`` and ``fp`` count the positives and negatives that satisfy the literal, ``fn`` and ``tn`` those that do not.
+    ``tp`` and ``fp`` count the positives and negatives that satisfy the literal, ``fn`` and ``tn`` those that do not:
+    whole numbers, so that an empty side is 0 / 1.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        impurity = np.nan_to_num(tp * fp / (tp + fp)) + np.nan_to_num(tn * fn / (tn + fn))
-        impurity = 2 * impurity / (tp + fn + tn + fp)
-    return np.where(tp * tn > fp * fn, impurity, WORST)
+    impurity = tp * fp / np.maximum(tp + fp, 1) + tn * fn / np.maximum(tn + fn, 1)
+    return np.where(tp * tn > fp * fn, 2 * impurity / (tp + fn + tn + fp), WORST)
 
 
 def information_gain(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Counts:
@@ -42,8 +41,8 @@ def information_gain(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Counts:
     """
 
     def entropy(a: Counts, b: Counts) -> Counts:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return -np.nan_to_num(a * np.log2(a / (a + b))) - np.nan_to_num(b * np.log2(b / (a + b)))
+        total = np.maximum(a + b, 1)
+        return -a * np.log2(np.maximum(a, 1) / total) - b * np.log2(np.maximum(b, 1) / total)  # 0 log 0 = 0
 
     left = (entropy(tp, fp) + entropy(tn, fn)) / (tp + fn + tn + fp)
     return np.where((tp + tn >= fp + fn) & (tn > 0) & (tp > 0), left, WORST)
@@ -116,18 +115,26 @@ class _Counter:
 
     def __init__(self, table: Table, heuristic: Callable) -> None:
         self.table, self.heuristic = table, heuristic
-        self.visits = 0  # cells looked at: the cost, without the clock
         self.columns = np.flatnonzero(~np.isnan(table.numbers).all(0))
         self.values = table.numbers.T[self.columns]
         self.order = np.argsort(self.values, axis=1, kind="stable")  # what is not a number comes last
+        self.words = [(j, word) for j, words in enumerate(table.categories) for word in words]
+        first = np.cumsum([0, *map(len, table.categories)])[:-1]
+        self.codes = np.where(table.codes < 0, len(self.words), table.codes + first)  # one code a word of the table
+        self.visits = int(self.order.size * np.ceil(np.log2(len(table))))  # cells looked at: the cost, without a clock
 
     def among(self, order: np.ndarray, rows: Mask) -> np.ndarray:
         """The sorted order of these rows alone; sorting is never repeated."""
+        self.visits += order.size
         return order[rows[order]].reshape(len(order), -1)
 
+    def holds(self, literal: Literal) -> Mask:
+        """Which rows of the table satisfy the literal."""
+        self.visits += len(self.table)
+        return literal.holds(self.table)
+
     def best(self, positive: Mask, negative: Mask, order: np.ndarray, used: frozenset[Literal]) -> Literal | None:
-        """The valid literal with the least impurity, or None; ties go to the first column and smallest value."""
-        scored: list[tuple[float, int, Literal]] = []
+        """The valid literal with the least impurity, or None; ties go to thresholds, and there to the first column."""
         p, n = positive.sum(), negative.sum()
         self.visits += int(p + n) * len(self.table.names)
         values = np.take_along_axis(self.values, order, 1)
@@ -136,24 +143,27 @@ class _Counter:
         is_threshold[:, :-1] &= values[:, :-1] != values[:, 1:]
         tp = np.cumsum(positive[order] & is_number, 1, dtype=float)
         fp = np.cumsum(negative[order] & is_number, 1, dtype=float)
-        for op, a, b in (("<=", tp, fp), (">", tp[:, -1:] - tp, fp[:, -1:] - fp)):
-            score = np.where(is_threshold, self.heuristic(a, p - a, n - b, b), WORST)
-            for row, (j, k) in enumerate(zip(self.columns.tolist(), score.argmin(1), strict=True)):
-                while score[row, k] < WORST and Literal(j, op, float(values[row, k])) in used:
-                    score[row, k] = WORST
-                    k = score[row].argmin()
-                scored.append((score[row, k], len(scored), Literal(j, op, float(values[row, k]))))
-        for j, words in enumerate(self.table.categories):
-            if words:
-                codes = self.table.codes[:, j]
-                a = np.bincount(codes[positive & (codes >= 0)], minlength=len(words)).astype(float)
-                b = np.bincount(codes[negative & (codes >= 0)], minlength=len(words)).astype(float)
-                for op, x, y in (("==", a, b), ("!=", p - a, n - b)):
-                    for score, word in zip(self.heuristic(x, p - x, n - y, y), words, strict=True):
-                        if Literal(j, op, word) not in used:
-                            scored.append((score, len(scored), Literal(j, op, word)))
-        score, _, literal = min(scored)
-        return literal if score < WORST else None
+        below_or_above = np.stack([tp, tp[:, -1:] - tp]), np.stack([fp, fp[:, -1:] - fp])
+        tp, fp = (np.bincount(self.codes[rows].ravel(), minlength=len(self.words) + 1)[:-1].astype(float)
+                  for rows in (positive, negative))  # fmt: skip
+        same_or_not = np.stack([tp, p - tp]), np.stack([fp, n - fp])
+        scores = [self.heuristic(a, p - a, n - b, b) for a, b in (below_or_above, same_or_not)]
+        scores[0] = np.where(is_threshold, scores[0], WORST)
+
+        def literal(kind: int, place: int) -> Literal:
+            op, *at = np.unravel_index(place, scores[kind].shape)
+            if kind == 0:
+                return Literal(int(self.columns[at[0]]), ("<=", ">")[op], float(values[tuple(at)]))
+            return Literal(self.words[at[0]][0], ("==", "!=")[op], self.words[at[0]][1])
+
+        found: list[tuple[float, int, Literal]] = []
+        for kind, score in enumerate(scores):
+            while score.size and score.flat[place := int(score.argmin())] < WORST:
+                if (candidate := literal(kind, place)) not in used:
+                    found.append((score.flat[place], kind, candidate))
+                    break
+                score.flat[place] = WORST
+        return min(found, key=lambda f: f[:2])[2] if found else None
 
 
 @dataclass
@@ -237,6 +247,7 @@ class FoldSE:
             self.count += 1
             rule = self._rule(positive, negative, used)
             covered = rule.fires(self.counter.table) & positive if rule.body else np.zeros_like(positive)
+            self.counter.visits += len(rule.literals) * len(positive)
             if covered.sum() < self.least:
                 self.count -= 1
                 break
@@ -254,7 +265,7 @@ class FoldSE:
                 return Rule(tuple(body))
             body.append(literal)
             used = used | {literal}
-            holds = literal.holds(self.counter.table)
+            holds = self.counter.holds(literal)
             positive, negative = positive & holds, negative & holds
             order = self.counter.among(order, positive | negative)
             if 0 < negative.sum() <= self.ratio * positive.sum():

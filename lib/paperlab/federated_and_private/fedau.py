@@ -2,8 +2,8 @@ r"""FedAU: federated averaging that learns, round by round, how often each clien
 
 If phones of one kind are online ten times as often as another kind, plain federated averaging trains their model. The
 cure would be to weight each client by the inverse of its participation rate, which nobody knows. FedAU reads it off the
-gaps: the mean number of rounds between two appearances of a client *is* one over its rate. That takes two counters a
-client, and no stored model.
+gaps: the mean number of rounds between two appearances of a client *is* one over its rate. That takes three numbers a
+client (two counters and the mean), and no stored model.
 
 Wang and Ji (2023), https://arxiv.org/abs/2306.03401, algorithms 1 and 2.
 """
@@ -113,7 +113,8 @@ def simulate(
     With $S$ the clients present, every method here is one server step with coefficients $c_n$ and, where the arm
     remembers, last changes $y_n$:
 
-    $$x \leftarrow x + \eta \Big[ \sum_{n \in S} c_n (\Delta_n - y_n) + \frac1N \sum_n y_n \Big], \quad y_n \leftarrow \Delta_n, n \in S.$$
+    $$x \leftarrow x + \eta \Big[ \sum_{n \in S} c_n (\Delta_n - y_n) + \frac1N \sum_n y_n \Big],
+    \quad y_n \leftarrow \Delta_n, n \in S.$$
 
     Without memory ($y = 0$) it is averaging with weights. With memory, $c_n = 1/N$ is MIFA and $c_n = 1/|S|$ is
     FedVARP: one stored model per client. Only participants are computed, and all arms see the same ones.
