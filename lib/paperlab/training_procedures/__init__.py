@@ -1,0 +1,1 @@
+"""Training without the usual recipe: other losses, other orders and other starting points."""
