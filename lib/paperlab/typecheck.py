@@ -1,4 +1,7 @@
-"""The run-time type checker of the tests: beartype, with an int welcome where a float is asked for (PEP 484's tower)."""
+"""The run-time type checker of the tests: beartype, with an int welcome where a float is asked for.
+
+That is the numeric tower of PEP 484, which beartype leaves off by default.
+"""
 
 from beartype import BeartypeConf, beartype
 
