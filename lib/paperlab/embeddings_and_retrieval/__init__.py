@@ -1,0 +1,1 @@
+"""Embeddings, metric learning and retrieval: one module a paper."""
