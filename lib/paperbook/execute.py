@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -113,7 +114,9 @@ def execute(source: Path, *, profile: str = "pocket", seconds: float | None = No
     except (NoSuchKernel, RuntimeError) as error:
         raise running.failed(f"{type(error).__name__}: {error}") from None
     duration = round(time.monotonic() - began, 2)
-    notebook.metadata["papermill"] = {"duration": duration, "parameters": {"profile": profile}}  # no paths, no dates
+    kernel = resource.getrusage(resource.RUSAGE_CHILDREN)  # it has ended, and this process has started no other
+    cpu = round(kernel.ru_utime + kernel.ru_stime, 2)  # what a budget can be held against on a busy machine
+    notebook.metadata["papermill"] = {"duration": duration, "cpu": cpu, "parameters": {"profile": profile}}
     return notebook
 
 

@@ -19,7 +19,7 @@ from paperbook.notebook import checked_text, read
 ROOT = Path(__file__).parents[2]
 EXECUTED = ROOT / "_build" / "executed"
 PAGES = load_catalog(ROOT).with_page(ROOT)
-LIMIT_SECONDS = 40 * 1.5  # the budget is 40 s on one quiet core; two jobs share the machine here
+LIMIT_SECONDS = 40  # of one core's time; wall-clock time depends on what else the machine does
 LIMIT_BYTES = 2_500_000
 ENOUGH_PAGES = 40
 
@@ -46,19 +46,19 @@ def repeatable(data):
 @each_page
 def test_page_keeps_its_budget(paper):
     notebook = executed(paper)
-    assert notebook.metadata.papermill.duration < LIMIT_SECONDS
+    assert notebook.metadata.papermill.cpu < LIMIT_SECONDS
     assert (EXECUTED / paper.part / f"{paper.slug}.ipynb").stat().st_size < LIMIT_BYTES
 
 
 def test_the_average_page_keeps_its_budget():
-    seconds = {paper.slug: executed(paper).metadata.papermill.duration for paper in PAGES}
+    seconds = {paper.slug: executed(paper).metadata.papermill.cpu for paper in PAGES}
     average = sum(seconds.values()) / len(seconds)
     told = ", ".join(f"{slug} {s:.0f}" for slug, s in sorted(seconds.items(), key=lambda item: -item[1]))
     if len(PAGES) < ENOUGH_PAGES:
         pytest.skip(
             f"the average is a budget of the whole book; so far {average:.1f} s over {len(PAGES)} pages ({told})"
         )
-    assert average < 12 * 1.5, told
+    assert average < 12, told
 
 
 @each_page

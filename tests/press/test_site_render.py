@@ -151,3 +151,15 @@ def test_sphinx_failing_is_an_error_with_its_last_words(book):
 def test_paths_of_the_repository_become_paths_of_the_stage():
     assert build._from_root("file: book/index\nlogo: book/_static/x") == "file: index\nlogo: _static/x"
     assert build._from_root("https://x.example/jupyter-book/y") == "https://x.example/jupyter-book/y"
+
+
+@pytest.mark.parametrize(
+    ("source", "folded"),
+    [
+        ("x = 1\n" * 12 + 'show(fig, alt="…")', True),
+        ("x = 1\n" * 5 + 'show(fig, alt="…")', False),  # short enough to stand open
+        ("x = 1\n" * 20, False),  # an experiment, no picture
+    ],
+)
+def test_long_code_of_figures_is_folded(source, folded):
+    assert build._is_plotting(source) == folded

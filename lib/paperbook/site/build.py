@@ -27,6 +27,7 @@ from paperbook.site.vendor import vendor
 
 FIRST = "run `python -m paperbook execute` first"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+PLOTTING_LINES = 12  # a figure's code of up to this length may stand open
 FIELD = re.compile(r"\{\{ ([a-z ]+?)(?: ([a-z0-9-]+))? \}\}")
 
 
@@ -152,11 +153,18 @@ def _notebook(page: Page, root: Path, library: dict[str, api.Module], authors: d
     for cell in cells:
         if cell.cell_type == "markdown":  # a link that works in the repository works on the site
             cell.source = cell.source.replace("](../../book/", "](../../")
+        elif _is_plotting(cell.source):
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
         for output in cell.get("outputs", ()):
             name = output.get("metadata", {}).get("paperlab", {}).get("source", "")
             if any(name == f"{m.name}.{node.name}" for m in library.values() for node in m.public):
                 output.data["text/markdown"] += f"\n\n:::{{div}} paperlab-source\n[`{name}`](#{name})\n:::"
     return json.dumps({**page.notebook, "cells": cells}, ensure_ascii=False)
+
+
+def _is_plotting(source: str) -> bool:
+    """Is the cell mostly about drawing? Its picture then comes first and its code unfolds on demand."""
+    return len(source.splitlines()) > PLOTTING_LINES and bool(re.search(r"^(show|say)\(", source, re.M))
 
 
 def _fill(path: Path, root: Path, catalog: Catalog, found: list[Page]) -> str:
