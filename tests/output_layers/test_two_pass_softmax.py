@@ -2,6 +2,7 @@ import ctypes
 import math
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_pair_is_frexp_of_the_exponential():
 def test_mantissa_stays_in_its_interval(scale):
     m, n = ext_exp(torch.linspace(-scale, scale, 100_001))
     assert (n == n.round()).all()
-    slack = 2 ** (1 / 16)  # what the rounding of x / ln 2 may add at the far end
+    slack = 2 ** (1 / 24)  # what the rounding of x / ln 2 may add at the far end
     assert m.min() >= 2**-0.5 / slack
     assert m.max() <= 2**0.5 * slack
 
@@ -129,6 +130,14 @@ def test_within_a_few_ulp_of_scipy(name):
     assert (y.double() - exact(x)).abs()[exact(x) < 2.0**-126].sum() <= len(x) * 2.0**-126
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seed", range(5))
+def test_within_a_few_ulp_up_to_the_guard(sign, seed):
+    noise = 20 * torch.randn(4096, generator=torch.Generator().manual_seed(seed))
+    x = (sign * (LARGEST - 60) + noise).clamp(-LARGEST, LARGEST)
+    assert ulp_error(two_pass_softmax(x), exact(x)).max() <= 8
+
+
 @pytest.mark.parametrize("shift", [100.0, -5000.0])
 def test_shift_invariance(shift):
     x = torch.round(torch.randn(777, generator=torch.Generator().manual_seed(1)) * 64) / 64  # x + shift stays exact
@@ -156,7 +165,7 @@ def test_no_maximum_is_ever_taken_of_the_input():
     assert together.n[7] == alone.n[0] == torch.round(x[7] * float(np.float32(1 / math.log(2))))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e6, -3e38])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 4e5, -3e38])
 def test_rejects_what_it_cannot_do(bad):
     with pytest.raises(ValueError, match="x must"):
         two_pass_softmax(torch.tensor([0.0, bad]))
@@ -291,6 +300,8 @@ def test_race_interleaves_and_counts():
     taken = race({name: lambda times, name=name: order.append(name) for name in "abc"}, rounds=3, seconds=0.0)
     assert {name: len(v) for name, v in taken.items()} == {"a": 3, "b": 3, "c": 3}
     assert "".join(order[-18:]) == "aabbcc" + "bbccaa" + "ccaabb"
+    asleep = race({"a": lambda times: time.sleep(0.01)}, rounds=3, seconds=0.0)
+    assert asleep["a"].max() < 0.005  # the clock stands still while the thread does not run
     with pytest.raises(ValueError, match="rounds"):
         race({"a": lambda times: None}, rounds=2)
     with pytest.raises(ValueError, match="jobs"):
