@@ -115,7 +115,7 @@ def exact(label: str, *, observed: float, tolerance: float) -> Measurement:
     if tolerance < 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     verdict = SUPPORTED if observed <= tolerance else CONTRADICTED
-    near = tolerance > 0 and tolerance / 2 < observed < tolerance * 2
+    near = bool(0 < tolerance / 2 < observed < tolerance * 2)  # not NumPy's: it must go into JSON
     return Measurement("exact", label, verdict, f"{observed:.3g} (allowed {tolerance:.3g})", n=1,
                        estimate=float(observed), near=near)  # fmt: skip
 

@@ -122,14 +122,14 @@ class ForwardForward(LayerStack):
     r"""Forward-forward (Hinton, 2022, arXiv:2212.13345): each layer tells true pairs of image, label from false.
 
     The label enters as C further inputs. Goodness is the mean square of a layer's activity; it should exceed
-    ``threshold`` for true pairs. Only the direction of the activity is passed on: the next layer cannot read the
-    goodness off its length.
+    ``threshold`` for true pairs (a low one is learned in fewer steps). Only the direction of the activity is passed on:
+    the next layer cannot read the goodness off its length.
 
     Raises:
         ValueError: ``threshold`` is not positive.
     """
 
-    def __init__(self, S: int, inputs: int, width: int, depth: int, classes: int, *, threshold: float = 1.0) -> None:
+    def __init__(self, S: int, inputs: int, width: int, depth: int, classes: int, *, threshold: float = 0.3) -> None:
         super().__init__(S, inputs + classes, width, depth, classes)
         require_positive(threshold=threshold)
         self.threshold = threshold

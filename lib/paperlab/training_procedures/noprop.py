@@ -80,6 +80,11 @@ def prototypes(images: Float[Tensor, "n p"], labels: Int[Tensor, " n"], classes:
     return torch.stack([group[torch.cdist(group, group).median(1).values.argmin()] for group in groups])
 
 
+def probabilities(logits: Float[Tensor, "*k b C"]) -> Float[Tensor, "*k b C"]:
+    """Softmax over the classes, transposed first: over rows as short as ten the CPU kernel is several times slower."""
+    return logits.mT.contiguous().softmax(-2).mT
+
+
 class Denoiser(nn.Module):
     """One block up to its last step: a path for the image, one with a skip for z, joined, then ``out`` numbers."""
 
@@ -128,7 +133,7 @@ class Labels(nn.Module):
 
     def guess(self, logits: Float[Tensor, "*k S b C"]) -> Float[Tensor, "*k S b d"]:
         r"""$\hat u = \mathrm{softmax}(\mathrm{logits})\,W_{Embed}$: a guess can only be a mixture of clean labels."""
-        return logits.softmax(-1) @ self.embedding
+        return probabilities(logits) @ self.embedding
 
     def read(self, z: Float[Tensor, "S b d"], y: Int[Tensor, "S b"]) -> Float[Tensor, ""]:
         r"""$-\log \hat p_{out}(y \mid z)$, mean over the batch, sum over the runs."""
@@ -159,9 +164,15 @@ class NoPropDT(Labels):
         self.register_buffer("weight", snr(self.alpha_bar).diff())
         self.register_buffer("sees", torch.ones_like(self.weight))
 
-    def block(self, t: int, x: Float[Tensor, "S b p"], z: Float[Tensor, "S b d"]) -> Float[Tensor, "S b C"]:
-        """Logits of block t (0 to T - 1) of every run."""
-        own = {name: p[t * self.S : (t + 1) * self.S] for name, p in self.blocks.named_parameters()}
+    def own(self) -> list[dict[str, Tensor]]:
+        """Each block's weights."""
+        parts = {name: p.chunk(self.T) for name, p in self.blocks.named_parameters()}
+        return [{name: part[t] for name, part in parts.items()} for t in range(self.T)]
+
+    def block(
+        self, t: int, own: dict[str, Tensor], x: Float[Tensor, "S b p"], z: Float[Tensor, "S b d"]
+    ) -> Float[Tensor, "S b C"]:
+        """Logits of block t (0 to T - 1) of every run, from its ``own`` weights."""
         return functional_call(self.blocks, own, (self.sees[t] * x, z))
 
     def noisy_labels(self, u: Float[Tensor, "S b d"], g: torch.Generator) -> Float[Tensor, "T S b d"]:
@@ -172,7 +183,7 @@ class NoPropDT(Labels):
         self, t: int, x: Float[Tensor, "S b p"], y: Int[Tensor, "S b"], z: Float[Tensor, "S b d"]
     ) -> Float[Tensor, ""]:
         r"""Block t's own term $\frac\eta2\Delta\mathrm{SNR}_t\|\hat u_t(z, x) - u_y\|^2$: all its trainer needs."""
-        error = (self.guess(self.block(t, x, z)) - self.embed(y)).square().sum(-1)
+        error = (self.guess(self.block(t, self.own()[t], x, z)) - self.embed(y)).square().sum(-1)
         return self.eta / 2 * self.weight[t] * error.mean(1).sum()
 
     def loss(self, x: Float[Tensor, "S b p"], y: Int[Tensor, "S b"], g: torch.Generator) -> Float[Tensor, ""]:
@@ -193,11 +204,11 @@ class NoPropDT(Labels):
 
         Begins with ``z`` where it is given, else with noise. Returns all states and each block's class probabilities.
         """
-        a, b, c = posterior(self.alpha_bar)
+        (a, b, c), own = posterior(self.alpha_bar), self.own()
         states, opinions = [self.noise(x, g) if z is None else z], []
         for t in range(start, self.T):
-            logits = self.block(t, x, states[-1])
-            opinions.append(logits.softmax(-1))
+            logits = self.block(t, own[t], x, states[-1])
+            opinions.append(probabilities(logits))
             states.append(a[t] * self.guess(logits) + b[t] * states[-1] + c[t].sqrt() * self.noise(x, g))
         return torch.stack(states), torch.stack(opinions)
 
