@@ -129,7 +129,7 @@ class ForwardForward(LayerStack):
         ValueError: ``threshold`` is not positive.
     """
 
-    def __init__(self, S: int, inputs: int, width: int, depth: int, classes: int, *, threshold: float = 0.3) -> None:
+    def __init__(self, S: int, inputs: int, width: int, depth: int, classes: int, *, threshold: float = 1.0) -> None:
         super().__init__(S, inputs + classes, width, depth, classes)
         require_positive(threshold=threshold)
         self.threshold = threshold
