@@ -150,7 +150,7 @@ class Labels(nn.Module):
 
 
 class NoPropDT(Labels):
-    r"""NoProp in discrete time (equation 8): T blocks with weights of their own, trained side by side.
+    r"""NoProp in discrete time: T blocks with weights of their own, trained side by side.
 
     ``sees`` (T,) multiplies the image that each block is shown; ``weight`` (T,) is $\mathrm{SNR}(t)-\mathrm{SNR}(t-1)$.
     Both are plain buffers, so that an ablation is one assignment.
