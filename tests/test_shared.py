@@ -35,6 +35,7 @@ from paperlab.training import fit
         (lambda: stacked_mlp(2, 3), "widths must hold at least"),
         (lambda: fit([], lambda step: torch.zeros(()), steps=0, lr=0.1), "steps must be at least 1"),
         (lambda: fit([], lambda step: torch.zeros(()), steps=1, lr=0.0), "lr must be positive"),
+        (lambda: fit([torch.ones(4, requires_grad=True)], lambda step: 0, steps=1, lr=[1.0] * 3), "lr has 3 rates"),
         (lambda: fit([], lambda step: torch.zeros(()), steps=1, lr=1.0, optimizer="magic"), "optimizer must be one of"),
         (lambda: fit([], lambda step: torch.zeros(()), steps=1, lr=1.0, schedule="x"), "schedule must be one of"),
     ],
@@ -87,6 +88,23 @@ def test_fit_finds_the_least_squares_solution():
     torch.testing.assert_close(w.detach(), torch.linalg.lstsq(a, b).solution, atol=1e-6, rtol=0)
     assert len(losses) == 2000
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_fit_with_a_rate_a_run_is_one_training_after_the_other(optimizer):
+    gen = devices.generator(0)
+    a, b = torch.randn(30, 4, generator=gen), torch.randn(30, generator=gen)
+    start, rates = torch.randn(4, generator=gen), (0.03, 0.01, 0.002)
+
+    def trained(copies, lr):
+        w = start.repeat(copies, 1).requires_grad_()
+        task = lambda step: ((a @ w.T - b[:, None]) ** 2).mean(0).sum()  # noqa: E731
+        fit([w], task, steps=20, lr=lr, optimizer=optimizer, weight_decay=0.1, schedule="cosine")
+        return w.detach()
+
+    together = trained(6, rates)  # run j modulo 3
+    for j in range(6):
+        torch.testing.assert_close(together[j], trained(1, rates[j % 3])[0])
 
 
 def test_fit_says_where_it_diverged():

@@ -1,6 +1,6 @@
 """One training loop, for everything whose loop has nothing to teach."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def fit(
     loss: Callable[[int], Tensor],
     *,
     steps: int,
-    lr: float,
+    lr: float | Sequence[float],
     optimizer: str = "adamw",
     weight_decay: float = 0.0,
     schedule: str | None = None,
@@ -25,8 +25,14 @@ def fit(
     ``loss`` draws its own batch and returns a scalar tensor. With ``schedule="cosine"`` the rate falls from ``lr`` to 0
     along half a cosine.
 
+    ``lr`` may hold one rate for each of R runs that lie side by side on the parameters' leading axis, so that a whole
+    search is one call: entry j of that axis belongs to run j modulo R. The optimiser steps at the largest rate, and a
+    run keeps the share of the step that its own rate is of the largest; for these optimisers that is the step it would
+    have made alone, because a step is proportional to the rate.
+
     Raises:
-        ValueError: steps < 1, a rate that is not positive, an unknown optimizer or schedule.
+        ValueError: steps < 1, a rate that is not positive, a leading axis that is not a multiple of the number of
+            rates, an unknown optimizer or schedule.
         FloatingPointError: the loss is no longer finite, with the step at which that happened.
     """
     require_at_least(1, steps=steps)
@@ -34,19 +40,37 @@ def fit(
     require_nonnegative(weight_decay=weight_decay)
     require_one_of(OPTIMIZERS, optimizer=optimizer)
     require_one_of((None, "cosine"), schedule=schedule)
-    opt = OPTIMIZERS[optimizer](list(parameters), lr=lr, weight_decay=weight_decay)
+    learned = [p for p in parameters if p.requires_grad]
+    shares = _shares(learned, lr)
+    top = max(lr) if shares else lr
+    opt = OPTIMIZERS[optimizer](learned, lr=top, weight_decay=weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps) if schedule else None
     losses = []
     for step in range(steps):
         opt.zero_grad(set_to_none=True)
         value = loss(step)
         value.backward()
+        before = [p.detach().clone() for p in learned] if shares else []
         opt.step()
+        with torch.no_grad():
+            for p, old, share in zip(learned if shares else [], before, shares, strict=True):
+                p.copy_(old.lerp(p, share))
         if scheduler:
             scheduler.step()
         losses.append(value.detach())
     history = torch.stack(losses).tolist()  # one transfer at the end: reading each step would stall a GPU
     for step, value in enumerate(history):
         if not abs(value) < float("inf"):
-            raise FloatingPointError(f"the loss is {value} at step {step}; a smaller lr than {lr} may help")
+            raise FloatingPointError(f"the loss is {value} at step {step}; a smaller lr than {top} may help")
     return history
+
+
+def _shares(learned: Sequence[Tensor], lr: float | Sequence[float]) -> list[Tensor]:
+    """Each parameter's share of a step at the largest rate, broadcast over its leading axis; empty for one rate."""
+    if not isinstance(lr, Sequence):
+        return []
+    for p in learned:
+        if p.ndim == 0 or len(p) % len(lr):
+            raise ValueError(f"lr has {len(lr)} rates, which do not divide a parameter of shape {tuple(p.shape)}")
+    rates = torch.tensor(lr, dtype=torch.float64) / max(lr)
+    return [rates.repeat(len(p) // len(lr)).to(p).view(-1, *[1] * (p.ndim - 1)) for p in learned]

@@ -5,7 +5,6 @@ All share `LayerStack` (widths, number of layers, a linear read-out) and the int
 on the leading axis; each has its own data in `train` and its own number in `accuracy`.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from paperlab.checks import require_at_least, require_positive
 from paperlab.nn.stacked import StackedLinear
+from paperlab.training import fit
 
 
 def cross_entropy(logits: Float[Tensor, "S b C"], y: Int[Tensor, "S b"]) -> Float[Tensor, ""]:
@@ -34,43 +34,23 @@ def train(
 ) -> list[float]:
     """AdamW with a cosine rate on random batches, every run on its own images; the loss of each step.
 
-    ``lr`` may hold one rate a run, so that a whole search is one call: the optimiser steps at the largest rate, and a
-    run keeps that share of the step that its own rate is of the largest. The leading axis of every parameter must be a
-    multiple of S, copy k * S + s belonging to run s.
+    ``lr`` may hold one rate a run (`paperlab.training.fit`). The leading axis of every parameter must be a multiple of
+    S, copy k * S + s belonging to run s.
 
     Raises:
-        ValueError: no step or no image in a batch, a rate that is not positive, or not one rate a run.
+        ValueError: no image in a batch, not one rate a run, or as in `paperlab.training.fit`.
         FloatingPointError: the loss is no longer finite, with the step at which that happened.
     """
-    require_at_least(1, steps=steps, batch=batch)
-    require_positive(lr=lr)
-    rates = torch.as_tensor(lr, dtype=images.dtype, device=images.device)
-    if rates.ndim and len(rates) != len(images):
-        raise ValueError(f"lr must hold one rate for each of the {len(images)} runs, got {len(rates)}")
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=rates.max().item(), weight_decay=1e-3, fused=True)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    share = [
-        (rates / rates.max()).repeat(len(p) // max(rates.numel(), 1)).view(-1, *[1] * (p.ndim - 1)) for p in learned
-    ]
-    runs, history = torch.arange(len(images), device=images.device)[:, None], []
-    for _ in range(steps):
+    require_at_least(1, batch=batch)
+    if isinstance(lr, Sequence) and len(lr) != len(images):
+        raise ValueError(f"lr must hold one rate for each of the {len(images)} runs, got {len(lr)}")
+    runs = torch.arange(len(images), device=images.device)[:, None]
+
+    def loss(step: int) -> Tensor:
         pick = torch.randint(images.shape[1], (len(images), batch), generator=g, device=images.device)
-        loss = model.loss(images[runs, pick], labels[runs, pick], g)
-        loss.backward()
-        before = [p.detach().clone() for p in learned] if rates.ndim else []
-        optimizer.step()
-        cosine.step()
-        optimizer.zero_grad()
-        history.append(loss.detach())
-        with torch.no_grad():
-            for p, old, part in zip(learned if rates.ndim else [], before, share, strict=False):
-                p.copy_(old.lerp(p, part))
-    values = torch.stack(history).tolist()
-    for step, value in enumerate(values):
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}; a smaller lr may help")
-    return values
+        return model.loss(images[runs, pick], labels[runs, pick], g)
+
+    return fit(model.parameters(), loss, steps=steps, lr=lr, weight_decay=1e-3, schedule="cosine")
 
 
 @torch.no_grad()
