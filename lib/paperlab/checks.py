@@ -50,7 +50,7 @@ def require_nonnegative(**named: Any) -> None:
             _fail(name, "at least 0 and finite", value)
 
 
-def require_between(low: float, high: float, **named: Any) -> None:
+def require_between(low: float, high: float, /, **named: Any) -> None:
     """Every element lies in the closed interval from ``low`` to ``high``."""
     for name, value in named.items():
         array = _array(value)
@@ -58,14 +58,14 @@ def require_between(low: float, high: float, **named: Any) -> None:
             _fail(name, f"between {low} and {high}", value)
 
 
-def require_at_least(minimum: float, **named: Any) -> None:
+def require_at_least(minimum: float, /, **named: Any) -> None:
     """Every element is at least ``minimum``, and not NaN."""
     for name, value in named.items():
         if not (_array(value) >= minimum).all():
             _fail(name, f"at least {minimum}", value)
 
 
-def require_one_of(options: Collection, **named: Any) -> None:
+def require_one_of(options: Collection, /, **named: Any) -> None:
     """The value is one of ``options``."""
     for name, value in named.items():
         if value not in options:
@@ -79,7 +79,7 @@ def require_nonempty(**named: Any) -> None:
             raise ValueError(f"{name} must not be empty")
 
 
-def require_ndim(ndim: int, **named: Any) -> None:
+def require_ndim(ndim: int, /, **named: Any) -> None:
     """The array has ``ndim`` axes."""
     for name, value in named.items():
         if len(value.shape) != ndim:

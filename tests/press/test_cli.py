@@ -7,6 +7,7 @@ from paperbook import cli, site
 from paperbook.errors import PressError
 from paperbook.notebook import read
 from paperbook.paths import Build, write_whole
+from support import write_page
 
 COMMANDS = ["build", "execute", "page", "serve", "new", "check", "doctor", "strip", "accept", "nbval", "verdicts"]
 
@@ -18,13 +19,8 @@ def book(tiny_book, monkeypatch):
     monkeypatch.delenv("PAPERLAB_PROFILE", raising=False)
     monkeypatch.setattr(site, "render", lambda root, executed, html, slugs=None: print("rendered", slugs))
     (tiny_book / "requirements.txt").write_text("")
-    write_page(tiny_book, "print('C1 supported')")
+    write_page(tiny_book, "alpha", "# NBVAL_CHECK_OUTPUT\nprint('C1 supported')")
     return tiny_book
-
-
-def write_page(root, *sources, slug="alpha"):
-    cells = [nbformat.v4.new_code_cell(f"# NBVAL_CHECK_OUTPUT\n{source}") for source in sources]
-    write_whole(root / "notebooks" / "memory" / f"{slug}.ipynb", nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
 
 
 def call(capsys, *words):
@@ -106,7 +102,7 @@ def test_the_way_of_a_page(book, capsys):
 
 
 def test_a_page_that_fails_does_not_keep_the_rest_from_being_rendered(book, capsys):
-    write_page(book, "1 / 0", slug="beta")
+    write_page(book, "beta", "# NBVAL_CHECK_OUTPUT\n1 / 0")
     code, out, err = call(capsys, "build")
     assert code == 1
     assert "rendered None" in out

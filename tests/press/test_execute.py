@@ -5,21 +5,11 @@ import resource
 import subprocess
 import sys
 
-import nbformat
 import pytest
 
 from paperbook.execute import PageError, execute, load_failure, run_page
 from paperbook.notebook import read
-
-
-def write_page(root, slug, *cells, tags=()):
-    path = root / "notebooks" / "memory" / f"{slug}.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    if tags:
-        made[0].metadata["tags"] = list(tags)
-    nbformat.write(nbformat.v4.new_notebook(cells=made), path)
-    return path
+from support import write_page
 
 
 def printed(notebook):

@@ -7,15 +7,9 @@ import pytest
 
 from paperbook.catalog import load_catalog
 from paperbook.nbval import choose, run
+from support import write_page
 
 SLUGS = [f"page-{k:02d}" for k in range(20)]
-
-
-def write_page(root, slug, *cells):
-    path = root / "notebooks" / "memory" / f"{slug}.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
-    return path
 
 
 @pytest.fixture

@@ -84,10 +84,17 @@ def test_a_book_from_notebooks_to_a_clean_site(book, capsys):
     assert "2 pages" in said
     assert "WARNING" not in said
 
-    # Nothing changed: no page is written again.
+    # Nothing changed: no page is written again, and Sphinx is not even asked.
     before = times(html)
     go(book)
     assert times(html) == before
+    assert "nothing changed" in capsys.readouterr().out
+
+    # A page of the site was lost: it comes back.
+    (html / "notebooks/memory/alpha.html").unlink()
+    go(book)
+    assert times(html).keys() == before.keys()
+    before = times(html)
 
     # One page changed: it is written, with the page whose contents list it and the two that Sphinx always writes.
     put(book, "beta", notebook("The second does not", "Quagga."))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import nbformat
 import pytest
 
 from paperbook.catalog import load_catalog
@@ -18,15 +17,9 @@ from paperbook.errors import MACHINE, USAGE, PressError
 from paperbook.notebook import read
 from paperbook.paths import Build, write_whole
 from paperbook.workflow import Progress, choose, clock, run
+from support import write_page
 
 MORE = "".join(f"- slug: {slug}\n  title: {slug}\n  year: 2022\n" for slug in ("gamma", "delta", "epsilon"))
-
-
-def write_page(root, slug, *cells):
-    path = root / "notebooks" / "memory" / f"{slug}.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), path)
-    return path
 
 
 @pytest.fixture
@@ -101,22 +94,16 @@ def mount(where, *options):
         pytest.skip("mounting a file system is not permitted here")
 
 
-def test_a_full_build_folder(book):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("size=1m", "only 1 MB free .* make room"), ("ro,size=1m", "Read-only file system; check that")],
+    ids=["full", "read-only"],
+)
+def test_a_build_folder_that_takes_nothing(book, options, said):
     write_page(book, "alpha", "1")
-    mount(book / "_build", "-t", "tmpfs", "-o", "size=1m", "none")
+    mount(book / "_build", "-t", "tmpfs", "-o", options, "none")
     try:
-        with pytest.raises(PressError, match="only 1 MB free .* make room") as caught:
-            press(book)
-    finally:
-        subprocess.run(["umount", str(book / "_build")], check=True)
-    assert caught.value.code == MACHINE
-
-
-def test_a_read_only_build_folder(book):
-    write_page(book, "alpha", "1")
-    mount(book / "_build", "-t", "tmpfs", "-o", "ro,size=1m", "none")
-    try:
-        with pytest.raises(PressError, match="Read-only file system; check that") as caught:
+        with pytest.raises(PressError, match=said) as caught:
             press(book)
     finally:
         subprocess.run(["umount", str(book / "_build")], check=True)

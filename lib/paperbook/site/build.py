@@ -57,6 +57,10 @@ def render(root: Path, executed: Path, html: Path, *, slugs: list[str] | None = 
         titles = hashlib.sha256("\n".join(page.headline for page in found).encode()).hexdigest()
         stamp = folder / "site.stamp"
         before = stamp.read_text().split() if stamp.exists() else ["", ""]
+        if before == [everything, titles] and not stage.written and not stage.removed and _complete(stage.folder, html):
+            _downloads(root, html, found)
+            print(f"site: nothing changed, open {html / 'index.html'}", flush=True)
+            return
         stamp.unlink(missing_ok=True)
         how = "fresh" if before[0] != everything else "all" if before[1] != titles else "changed"
         print(f"site: {len(found)} pages; {len(stage.written)} staged files changed, rendering {_say(how)}", flush=True)
@@ -67,6 +71,12 @@ def render(root: Path, executed: Path, html: Path, *, slugs: list[str] | None = 
     except OSError as error:
         raise unwritable(Path(error.filename or folder), error) from None
     print(f"site: rendered in {time.monotonic() - began:.1f} s, open {html / 'index.html'}", flush=True)
+
+
+def _complete(stage: Path, html: Path) -> bool:
+    """Does every staged document have its page?"""
+    sources = (path for path in stage.rglob("*") if path.suffix in (".md", ".ipynb"))
+    return all((html / path.relative_to(stage)).with_suffix(".html").exists() for path in sources)
 
 
 def _say(how: str) -> str:

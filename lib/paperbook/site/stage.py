@@ -30,6 +30,7 @@ class Stage:
         self.folder = folder
         self.kept: set[Path] = set()
         self.written: list[str] = []
+        self.removed: list[str] = []
 
     def put(self, name: str | Path, content: str | bytes) -> None:
         """Stage a file of this content."""
@@ -50,3 +51,4 @@ class Stage:
                     path.rmdir()
             elif path not in self.kept:
                 path.unlink()
+                self.removed.append(str(path.relative_to(self.folder)))
