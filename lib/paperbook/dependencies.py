@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGES = ("paperlab", "paperbook")
 CODE = {".py", ".pyc", ".pyi"}
 DOTTED = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
+POCKET, SHELF = re.compile(r"pocket-[a-z0-9-]+"), "paperlab.zoo"  # a model of the zoo by its name, and where it stands
 
 
 def page_files(notebook: Path, library: Path) -> list[Path]:
@@ -54,9 +55,13 @@ def _notebook_imports(notebook: Path) -> set[str]:
 
 @cache
 def _imports_of(path: Path, library: Path, _version: int) -> frozenset[str]:
-    """What a module imports; ``_version`` makes a changed file a new question."""
+    """What a module imports; ``_version`` makes a changed file a new question.
+
+    The zoo's own modules name every model; only what a page and its module name themselves is loaded.
+    """
     package = ".".join(path.relative_to(library).with_suffix("").parts[:-1])
-    return frozenset(_names(path.read_text(), package))
+    found = _names(path.read_text(), package)
+    return frozenset(name for name in found if package != SHELF or not name.startswith(f"{SHELF}.weights."))
 
 
 def _names(source: str, package: str) -> set[str]:
@@ -68,7 +73,9 @@ def _names(source: str, package: str) -> set[str]:
 
 
 def _mentioned(tree: ast.AST, package: str) -> Iterator[str]:
-    """Every dotted name that is imported anywhere (in functions too), or that a string spells out for a lazy import."""
+    """Every dotted name that is imported anywhere (in functions too), or that a string spells out for a lazy import;
+    a string that names a pocket model stands for its weights.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -79,12 +86,15 @@ def _mentioned(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)  # a module, or a name in one: _locate knows
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and DOTTED.fullmatch(node.value):
             yield node.value
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and POCKET.fullmatch(node.value):
+            yield f"{SHELF}.weights.{node.value}"
 
 
 def _locate(name: str, library: Path) -> Iterator[Path]:
     """The files that importing ``name`` reads: the `__init__` of each package on the way, the module, its data.
 
-    Beside a module `kernel.py` its data may lie: `kernel.c`, `kernel.npz`.
+    Beside a module `kernel.py` its data may lie: `kernel.c`, `kernel.npz`. A name that is neither a package nor a
+    module may be data alone: `weights/pocket-gpt.safetensors`.
     """
     folder = library
     for part in name.split("."):
@@ -97,4 +107,5 @@ def _locate(name: str, library: Path) -> Iterator[Path]:
             yield from (path for path in module.parent.glob(f"{part}.*") if path.suffix not in CODE)
             return
         elif not folder.is_dir():
+            yield from folder.parent.glob(f"{part}.*")
             return

@@ -87,6 +87,20 @@ def test_lazy_exports_count_and_the_rest_of_the_press_does_not(library, tmp_path
     assert names(page_files(page, library), library) == {"paperbook/__init__.py", "paperbook/profile.py"}
 
 
+def test_a_page_depends_on_the_pocket_models_that_it_or_its_module_names(library, tmp_path):
+    shelf = library / "paperlab" / "zoo" / "weights"
+    shelf.mkdir(parents=True)
+    (library / "paperlab" / "zoo" / "__init__.py").write_text("ALL = ['pocket-gpt', 'pocket-gpt-2l', 'pocket-vit']\n")
+    (library / "paperlab" / "memory" / "slow.py").write_text("MODEL = 'pocket-vit'\n")
+    for name in ("pocket-gpt", "pocket-gpt-2l", "pocket-vit"):
+        (shelf / f"{name}.safetensors").touch()
+    page = write_page(tmp_path / "a.ipynb", "from paperlab import zoo\nfrom paperlab.memory import slow",
+                      "model = zoo.load('pocket-gpt')", "print('the pocket-gpt-2l is not loaded')")  # fmt: skip
+    found = {path.name for path in page_files(page, library)}
+    assert {"pocket-gpt.safetensors", "pocket-vit.safetensors"} <= found
+    assert "pocket-gpt-2l.safetensors" not in found
+
+
 def test_a_changed_module_is_read_again(library):
     assert "paperlab/unused.py" not in names(files_of(["paperlab.stats"], library), library)
     path = library / "paperlab" / "stats.py"
