@@ -16,7 +16,7 @@ from paperlab.detection import (
     match,
     precision_recall,
     propose,
-    train_detector,
+    train_detectors,
     truth_overlaps,
 )
 
@@ -177,7 +177,8 @@ def test_proposals_are_sorted_and_peaks_are_fewer():
 def test_training_learns_and_repeats():
     scenes = make_scenes(200, seed=0, objects=(1, 3), crowded=0.0, sides=(14.0, 20.0))
     torch.manual_seed(11)
-    model, again = (train_detector(*scenes, seed=1, steps=60) for _ in range(2))
+    alone = [part[None] for part in scenes]
+    (model,), (again,) = (train_detectors(*alone, seeds=[1], steps=60) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     raw = CentreDetector().eval()
     ap = []
@@ -189,11 +190,27 @@ def test_training_learns_and_repeats():
     assert 30_000 < sum(x.numel() for x in model.parameters()) < 50_000
 
 
+def test_detectors_side_by_side_do_not_see_each_other():
+    parts = [make_scenes(40, seed=s, objects=(1, 3), crowded=0.0) for s in (0, 1)]
+    both = [torch.stack(part) for part in zip(*parts, strict=True)]
+    together = train_detectors(*both, seeds=[3, 4], steps=6, batch=4)
+    for scenes, seed, model in zip(parts, (3, 4), together, strict=True):
+        (alone,) = train_detectors(*(part[None] for part in scenes), seeds=[seed], steps=6, batch=4)
+        for ours, theirs in zip(model(scenes.images[:5]), alone(scenes.images[:5]), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.02)  # six steps of rounding
+    assert not torch.allclose(together[0].head.weight, together[1].head.weight, atol=0.01)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="scores"):
         match(torch.full((1, 1, 2), torch.nan), torch.zeros(1, 1, 2, 1))
     with pytest.raises(ValueError, match="thresholds"):
         match(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 1), ())
+    with pytest.raises(ValueError, match="thresholds"):
+        match(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 1), (0.0, 0.5))
+    none = torch.full((1, 4, 2), -1)
+    with pytest.raises(ValueError, match="seeds"):
+        train_detectors(torch.zeros(1, 4, 3, 48, 48), torch.zeros(1, 4, 2, 4), none, seeds=[], steps=1)
     with pytest.raises(ValueError, match="positives"):
         average_precision(torch.ones(2), torch.ones(2, 1, dtype=torch.bool), torch.zeros(1))
     with pytest.raises(ValueError, match="peak"):

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
+import numpy as np
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -101,12 +103,13 @@ def require_alt(alt: str) -> str:
 
 def encode(fig: Figure, *, dpi: int = DPI, quality: int = WEBP_QUALITY) -> tuple[bytes, tuple[int, int]]:
     """The figure as WebP bytes and its size in pixels; closes it."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi)
+    canvas = FigureCanvasAgg(fig)
+    fig.set_dpi(dpi)
+    canvas.draw()  # once: `savefig` would lay the figure out, draw it and compress it as PNG first
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     plt.close(fig)
-    image = Image.open(buffer).convert("RGB")
     out = io.BytesIO()
-    image.save(out, format="webp", quality=quality, method=4)
+    image.save(out, format="webp", quality=quality, method=2)
     return out.getvalue(), image.size
 
 

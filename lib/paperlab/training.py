@@ -44,17 +44,19 @@ def fit(
     shares = _shares(learned, lr)
     top = max(lr) if shares else lr
     opt = OPTIMIZERS[optimizer](learned, lr=top, weight_decay=weight_decay, fused=True)
+    before = [torch.empty_like(p) for p in learned] if shares else []
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps) if schedule else None
     losses = []
     for step in range(steps):
         opt.zero_grad(set_to_none=True)
         value = loss(step)
         value.backward()
-        before = [p.detach().clone() for p in learned] if shares else []
-        opt.step()
         with torch.no_grad():
+            if shares:
+                torch._foreach_copy_(before, learned)
+            opt.step()
             for p, old, share in zip(learned if shares else [], before, shares, strict=True):
-                p.copy_(old.lerp(p, share))
+                torch.lerp(old, p, share, out=p)
         if scheduler:
             scheduler.step()
         losses.append(value.detach())

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import sklearn.datasets
+import statsmodels.api as sm
 
-from paperlab.data.tables import as_table, default_rules, load_table, planted_rule
+from paperlab.data.tables import REAL_TABLES, as_table, default_rules, load_table, planted_rule
 
 
 def test_real_tables_are_those_of_their_sources():
@@ -16,6 +17,41 @@ def test_real_tables_are_those_of_their_sources():
     assert len(fair) == 6366
     assert set(fair.categories[fair.names.index("occupation")]) >= {"student", "white collar"}
     assert 0.3 < (fair.labels == "affair").mean() < 0.35
+
+
+def test_targets_are_cut_where_the_documentation_says():
+    raw = sklearn.datasets.load_diabetes(scaled=False)
+    table = load_table("diabetes")
+    assert np.array_equal(table.numbers, raw.data)
+    assert ((table.labels == "high") == (raw.target > np.median(raw.target))).all()
+    data = {name: getattr(sm.datasets, name).load_pandas().data for name in ("randhie", "anes96", "star98", "grunfeld")}
+    assert (load_table("randhie").labels == "visit").sum() == (data["randhie"]["mdvis"] >= 1).sum()
+    assert (load_table("anes96").labels == "Dole").sum() == (data["anes96"]["vote"] == 1).sum()
+    for name in ("star98", "grunfeld"):
+        assert abs((load_table(name).labels == "high").mean() - 0.5) < 0.01
+    assert len(load_table("grunfeld").categories[load_table("grunfeld").names.index("firm")]) == 11
+
+
+def test_no_table_holds_its_own_target():
+    hidden = {"fair": "affairs", "anes96": "vote", "randhie": "mdvis", "star98": "NABOVE", "grunfeld": "invest"}
+    for name in REAL_TABLES:
+        table = load_table(name)
+        assert len(table) >= 150
+        assert len(table.names) >= 4
+        assert not {hidden.get(name), "NBELOW", "above", "choice"} & set(table.names)
+        assert not np.isnan(table.numbers[table.codes < 0]).any()
+
+
+def test_a_traveller_is_one_row():
+    raw = sm.datasets.modechoice.load_pandas().data
+    table = load_table("modechoice")
+    assert len(table) == raw["individual"].nunique()
+    ways = ["air", "train", "bus", "car"]  # modes 1 to 4
+    for i in (0, 17, 209):
+        mine = raw[raw["individual"] == i + 1]
+        assert table.labels[i] == ways[int(mine[mine["choice"] == 1]["mode"].iloc[0]) - 1]
+        cost = table.numbers[i, table.names.index("invc_bus")]
+        assert cost == mine[mine["mode"] == 3]["invc"].iloc[0]
 
 
 def test_mixed_columns():

@@ -1,5 +1,6 @@
 """HNSW against exact neighbours, the geometry of its definition, networkx, and the authors' own hnswlib."""
 
+from heapq import heappop, heappush
 from itertools import pairwise
 from math import inf, log
 
@@ -9,7 +10,7 @@ import pytest
 from sklearn.neighbors import KDTree as ExactTree
 from sklearn.neighbors import NearestNeighbors
 
-from paperlab.embeddings_and_retrieval.hnsw import HNSW, Curve, KDTree, Walk, sweep_ef, sweep_slack
+from paperlab.embeddings_and_retrieval.hnsw import HNSW, Curve, Walk, kd_tree, kd_visit, sweep_ef, sweep_slack
 
 K = 10
 
@@ -88,6 +89,21 @@ def test_degrees_stay_bounded_and_links_inside_their_layer(options):
     for layer, nodes in enumerate(index.layers):
         assert max(map(len, nodes.values())) <= (8 if layer == 0 else 4)
         assert all(links <= set(nodes) - {node} for node, links in nodes.items())
+    assert max(map(len, index.layers[0].values())) > 4  # layer 0 may hold M_max0 = 2M links, and does
+
+
+@pytest.mark.parametrize("options", [{}, {"select": "simple"}, {"extend": True, "keep_pruned": True}, {"m": 3}])
+def test_lookup_changes_nothing_but_the_time(options):
+    points, queries, truth = uniform(400, 5)
+    plain, looked = HNSW(points, **options).grow(400), HNSW(points, lookup=True, **options).grow(400)
+    assert plain.layers == looked.layers
+    assert plain.computed == looked.computed
+    for query in queries:
+        assert plain.knn_search(query, K, 30) == looked.knn_search(query, K, 30)
+    assert plain.computed == looked.computed
+    one, two = sweep_ef(plain, queries, truth, [3, 20]), sweep_ef(looked, queries, truth, [3, 20])
+    np.testing.assert_array_equal(one.work, two.work)
+    np.testing.assert_array_equal(one.recall, two.recall)
 
 
 def test_flat_nsw_never_drops_a_link():
@@ -145,14 +161,22 @@ def test_select_options():
 def test_counts_every_distance_once(built, monkeypatch):
     _, queries, _ = uniform(600, 4)
     asked = []
-    real = HNSW.distances
-    monkeypatch.setattr(HNSW, "distances", lambda self, q, nodes: asked.extend(nodes) or real(self, q, nodes))
-    before = built.computed
-    built.ground_floor(5).knn_search(queries[0], K, 40)
+    real = HNSW.ruler
+
+    def spied(self, query):
+        measure = real(self, query)
+        return lambda nodes: asked.extend(nodes) or measure(nodes)
+
+    monkeypatch.setattr(HNSW, "ruler", spied)
+    ground = built.ground_floor(5)
+    before = ground.computed
+    ground.knn_search(queries[0], K, 40)
     assert len(asked) == len(set(asked))  # on one layer no point is looked at twice
+    assert ground.computed - before == len(asked) + 1  # and the entry
     asked.clear()
+    before = built.computed
     built.knn_search(queries[0], K, 40)
-    assert built.computed - before == len(asked)
+    assert built.computed - before == len(asked) + 1
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -167,6 +191,22 @@ def test_one_walk_contains_all_the_shorter_ones(built, flat):
         assert (index.computed - before) / len(queries) == pytest.approx(curve.work[i], abs=1e-9)
     assert (np.diff(curve.work) > 0).all()
     assert (np.diff(curve.recall) >= 0).all()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_narrower_than_k_stops_early_and_returns_the_best_of_all_met(built, flat):
+    # Below K the reference is a search for one neighbour with that ef, and the ten best of every point it met.
+    _, queries, truth = uniform(600, 4)
+    index = built.ground_floor(0) if flat else built
+    efs = [1, 2, 5, 9]
+    curve = sweep_ef(index, queries, truth, efs)
+    for i, ef in enumerate(efs):
+        hits, before = 0, index.computed
+        for query, neighbours in zip(queries, truth.tolist(), strict=True):
+            index.knn_search(query, 1, ef, walks := [])
+            hits += len({node for _, node in sorted(walks[-1].seen)[:K]} & set(neighbours))
+        assert curve.recall[i] == pytest.approx(hits / (K * len(queries)), abs=1e-12)
+        assert curve.work[i] == pytest.approx((index.computed - before) / len(queries), abs=1e-9)
 
 
 def test_ground_floor_leaves_the_index_alone(built):
@@ -201,26 +241,80 @@ def test_growth_in_steps_is_growth_at_once():
 
 def test_tree_without_slack_is_exact_and_looks_at_few():
     points, queries, truth = uniform(600, 4)
-    for leaf in (2, 7, 20):
-        curve = sweep_slack(KDTree(points, leaf=leaf), queries, truth, [2.0, 0.5, 0.0])
-        assert curve.recall[-1] == 1.0
-        assert (np.diff(curve.recall) >= 0).all()
-        # scikit-learn's tree counts its distances too. It prunes by tight boxes, ours by cells: alike.
-        theirs = ExactTree(points, leaf_size=leaf)
-        theirs.query(queries, k=K)
-        assert 0.5 < curve.work[-1] * len(queries) / theirs.get_n_calls() < 2
+    curve = sweep_slack(points, queries, truth, [2.0, 0.5, 0.0])
+    assert curve.recall[-1] == 1.0
+    assert (np.diff(curve.recall) >= 0).all()
+    # scikit-learn's tree counts its distances too. It prunes by tight boxes, ours by cells: alike.
+    theirs = ExactTree(points, leaf_size=2)  # a tight box around one point is already its distance
+    theirs.query(queries, k=K)
+    assert 0.5 < curve.work[-1] * len(queries) / theirs.get_n_calls() < 2
+
+
+def test_boxes_tile_the_space_and_leaves_are_numbered_as_a_heap():
+    points, queries, _ = uniform(200, 3)
+    number, low, high = kd_tree(points)
+    assert ((low <= points) & (points <= high)).all()
+    for query in queries:
+        assert ((low <= query) & (query < high)).all(1).sum() == 1
+    assert sum(2.0 ** -(name.bit_length() - 1) for name in number) == 1  # a complete binary tree (Kraft's equality)
+    assert len(set(number)) == 200
+
+
+def heap_search(points: np.ndarray, query: np.ndarray, k: int, slack: float) -> tuple[list[int], int]:
+    """Best-bin-first as it is really done: split on the way down, the far sides on a heap. Points met, bounds made."""
+
+    def split(nodes):
+        if len(nodes) == 1:
+            return nodes[0]
+        axis = int(np.ptp(points[nodes], axis=0).argmax())
+        nodes = nodes[np.argsort(points[nodes, axis], kind="stable")]
+        half = len(nodes) // 2
+        return axis, points[nodes[half - 1 : half + 1], axis].mean(), split(nodes[:half]), split(nodes[half:])
+
+    met, best, made, boxes = [], [], 0, [(0.0, 0, split(np.arange(len(points))), np.zeros(len(query)))]
+    while boxes:
+        bound, _, part, offsets = heappop(boxes)
+        if len(best) == k and bound * (1 + slack) ** 2 > best[-1]:
+            break
+        while isinstance(part, tuple):
+            axis, cut, below, above = part
+            part, far = (below, above) if query[axis] <= cut else (above, below)
+            sides = offsets.copy()
+            sides[axis] = (query[axis] - cut) ** 2
+            made += 1
+            heappush(boxes, (sides.sum(), made, far, sides))
+        met.append(int(part))
+        best = sorted([*best, float(((points[part] - query) ** 2).sum())])[:k]
+    return met, made
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.6, 2.0])
+def test_sorted_boxes_are_what_a_heap_on_the_way_down_finds(slack):
+    points, queries, truth = uniform(300, 4)
+    tree = kd_tree(points)
+    searched = [heap_search(points, query, K, slack) for query in queries]
+    for query, (met, made) in zip(queries, searched, strict=True):
+        order, bounds, worst = kd_visit(points, tree, query, K)
+        assert order[: len(met)] == met
+        assert bounds[len(met)] * (1 + slack) ** 2 > worst[len(met)]
+        opened = {tree[0][node] >> up for node in met for up in range(1, tree[0][node].bit_length())}
+        assert len(opened) == made  # every inner node above a leaf that was visited costs one bound
+    work = sweep_slack(points, queries, truth, [slack]).work[0]
+    assert work == pytest.approx(np.mean([len(met) for met, _ in searched]))
 
 
 def test_slack_keeps_its_promise():
     points, queries, truth = uniform(600, 4)
+    tree = kd_tree(points)
     for query, neighbours in zip(queries, truth, strict=True):
-        walk = KDTree(points).walk(query, K, slack=1.0)
-        kth = sorted(walk.seen)[K - 1][0]
+        order, bounds, worst = kd_visit(points, tree, query, K)
+        met = order[: int((bounds * 2**2 > worst).argmax())]  # slack 1
+        kth = np.sort(((points[met] - query) ** 2).sum(1))[K - 1]
         assert kth <= 4 * ((points[neighbours[-1]] - query) ** 2).sum() + 1e-12
 
 
 def test_work_at_interpolates():
-    curve = Curve(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 40.0]), np.array([0.5, 0.7, 0.9]))
+    curve = Curve(np.array([10.0, 20.0, 40.0]), np.array([0.5, 0.7, 0.9]))
     assert curve.work_at(0.8) == pytest.approx(30)
     assert curve.work_at(0.5) == pytest.approx(10)
     assert curve.work_at(0.91) == inf
@@ -234,7 +328,11 @@ def test_simple_selection_can_lose_connectivity_where_the_heuristic_does_not():
     def reachable(select: str) -> int:
         index = HNSW(points, select=select).grow(600)
         graph = networkx.DiGraph([(a, b) for a, links in index.layers[0].items() for b in links])
-        return len(networkx.descendants(graph, index.entry)) + 1
+        from_entry = networkx.descendants(graph, index.entry) | {index.entry}
+        # ef = N returns the K nearest of what can be reached from where the descent lands, and nothing else.
+        index.ground_floor(index.entry).knn_search(points[0], 1, 600, walks := [])
+        assert {node for _, node in walks[-1].seen} == from_entry
+        return len(from_entry)
 
     assert reachable("heuristic") == 600
     assert reachable("simple") < 600
@@ -277,10 +375,10 @@ def test_bad_input_is_named(built):
         HNSW(good).grow(6)
     with pytest.raises(ValueError, match="entry"):
         built.ground_floor(600)
-    with pytest.raises(ValueError, match="leaf"):
-        KDTree(good, leaf=0)
+    with pytest.raises(ValueError, match="points"):
+        kd_tree(np.full((4, 2), np.inf))
     with pytest.raises(ValueError, match="slacks"):
-        sweep_slack(KDTree(good), good, np.zeros((5, 1), dtype=int), [-0.1])
+        sweep_slack(good, good, np.zeros((5, 1), dtype=int), [-0.1])
     with pytest.raises(ValueError, match="efs"):
         sweep_ef(HNSW(good).grow(5), good, np.zeros((5, 1), dtype=int), [0])
 

@@ -80,15 +80,15 @@ TARGETS = torch.randn(12, 3, generator=generator(4), dtype=torch.float64)
 
 
 def pull(models, runs, clients):
-    return models - TARGETS[clients]
+    return models - TARGETS[clients].unsqueeze(-1)
 
 
-def run(participation, coefficients, remembers=(False,), lr=0.02, steps=1):
+def run(participation, coefficients, remembers=(False,), lr=0.02, steps=1, keep=None):
     arms = len(coefficients)
     return simulate(
         pull, torch.zeros(3, dtype=torch.float64), participation, coefficients.double(),
         torch.tensor(list(remembers)), server_lr=torch.full((arms,), lr, dtype=torch.float64),
-        local_lr=0.5, local_steps=steps,
+        local_lr=0.5, local_steps=steps, keep=keep,
     )  # fmt: skip
 
 
@@ -145,6 +145,14 @@ def test_clients_that_are_away_do_not_matter():
     assert (run(present, average_participants(present).unsqueeze(0)) == 0).all()
 
 
+def test_the_last_rounds_are_the_end_of_the_path():
+    present = bernoulli_participation(torch.full((3, 12), 0.4), 20, generator(10))
+    coefficients = average_participants(present).unsqueeze(0)
+    whole = run(present, coefficients, (True,))
+    assert whole.shape == (1, 3, 20, 3)
+    torch.testing.assert_close(run(present, coefficients, (True,), keep=7), whole[:, :, -7:])
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -152,6 +160,7 @@ def test_clients_that_are_away_do_not_matter():
         (lambda p: expected_weight(torch.tensor([0.0]), 5), "rates must be between"),
         (lambda p: run(p, average_participants(p).unsqueeze(0), lr=0.0), "server_lr must be positive"),
         (lambda p: run(p, average_participants(p).unsqueeze(0), steps=0), "local_steps must be at least 1"),
+        (lambda p: run(p, average_participants(p).unsqueeze(0), keep=0), "keep must be at least 1"),
     ],
 )
 def test_bad_input(call, words):
@@ -179,7 +188,8 @@ def test_cuda_agrees_with_the_cpu():
     coefficients = weighted_average(present, fedau_weights(present, 10)).unsqueeze(0).double()
     targets = TARGETS.to(device)
     on_gpu = simulate(
-        lambda m, r, c: m - targets[c], torch.zeros(3, dtype=torch.float64, device=device), present.to(device),
+        lambda m, r, c: m - targets[c].unsqueeze(-1), torch.zeros(3, dtype=torch.float64, device=device),
+        present.to(device),
         weighted_average(present.to(device), fedau_weights(present.to(device), 10)).unsqueeze(0).double(),
         torch.tensor([False], device=device), server_lr=torch.full((1,), 0.02, dtype=torch.float64, device=device),
         local_lr=0.5, local_steps=1,

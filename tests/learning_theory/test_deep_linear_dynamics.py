@@ -51,6 +51,19 @@ def test_unbalanced_strength_solves_the_two_equations(a0, b0):
     np.testing.assert_allclose(a**2 - b**2, a0**2 - b0**2, atol=1e-8)
 
 
+@pytest.mark.parametrize(("a0", "b0"), [(1.0, 0.05), (0.02, 0.7)])
+def test_equation_25_needs_a_2_on_s(a0, b0):
+    """theta of equation 23 grows as 2s - c0 sinh(theta), and not as the printed s - c0 sinh(theta)."""
+    a, b = solve(lambda t, z: [z[1] * (2 - z[0] * z[1]), z[0] * (2 - z[0] * z[1])], [a0, b0], T)
+    c0 = abs(a0**2 - b0**2)
+    theta = 2 * np.arctanh(np.minimum(a, b) / np.maximum(a, b))
+    np.testing.assert_allclose(a * b, c0 / 2 * np.sinh(theta), rtol=1e-6)
+    expected = solve(lambda t, q: 2 * 2 - c0 * np.sinh(q), theta[:1], T)[0]
+    np.testing.assert_allclose(theta, expected, rtol=1e-6)
+    printed = solve(lambda t, q: 2 - c0 * np.sinh(q), theta[:1], T)[0]
+    assert np.abs(printed - theta).max() > 0.1
+
+
 def test_unbalanced_tends_to_balanced():
     near = dl.unbalanced_strength(T, 1.5, 0.1 + 1e-6, 0.1 - 1e-6)
     np.testing.assert_allclose(near, dl.mode_strength(T, 1.5, 0.01), atol=1e-6)
@@ -134,6 +147,27 @@ def test_steps_to_learn_on_one_layer_is_geometric():
     rates = torch.tensor([0.5, 0.1, 2.5], dtype=torch.float64)
     taken = dl.steps_to_learn(zero, s31, s31, rates=rates, criterion=0.01, limit=100)
     assert taken.tolist() == [4, 22, math.inf]  # the least n with (1 - r)^(2n) <= 0.01; a rate above 2 blows up
+
+
+def test_rivals_are_called_off_and_the_best_stays():
+    zero, s31 = [torch.zeros(6, 2, 2, dtype=torch.float64)], torch.eye(2).double()
+    rates = torch.tensor([0.5, 0.1, 2.5, 0.02, 0.1, 1e-4], dtype=torch.float64)
+    taken = dl.steps_to_learn(zero, s31, s31, rates=rates, criterion=0.01, limit=150, rivals=3)
+    assert taken.tolist() == [4, math.inf, math.inf, math.inf, 22, math.inf]
+    with pytest.raises(ValueError, match="rivals"):
+        dl.steps_to_learn(zero, s31, s31, rates=rates, criterion=0.01, limit=1, rivals=4)
+
+
+def test_one_rate_a_copy_is_each_copy_alone():
+    weights, x, y = random_task()
+    s31, s11, rates = y.T @ x / len(x), x.T @ x / len(x), torch.tensor([0.05, 0.1], dtype=torch.float64)
+    together, _ = dl.descend(weights, s31, s11, rate=rates, steps=20)
+    for k, rate in enumerate(rates.tolist()):
+        alone, _ = dl.descend([w[k : k + 1] for w in weights], s31, s11, rate=rate, steps=20)
+        for one, both in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], both[k])
+    with pytest.raises(ValueError, match="rate"):
+        dl.descend(weights, s31, s11, rate=rates[:1], steps=1)
 
 
 def test_steps_to_learn_knows_the_best_map_of_correlated_inputs():

@@ -14,6 +14,7 @@ from paperlab.memory.hopfield import (
     Hopfield,
     HopfieldLayer,
     HopfieldPooling,
+    ProjectedMaxPooling,
     binary_recall,
     capacity,
     energy,
@@ -196,7 +197,7 @@ def test_more_updates_retrieve_from_the_projected_patterns():
     torch.testing.assert_close(module(R, Y)[0], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("pool", [HopfieldPooling(6, 4, 3), GatedAttentionPooling(6, 4)])
+@pytest.mark.parametrize("pool", [HopfieldPooling(6, 4, 3), GatedAttentionPooling(6, 4), ProjectedMaxPooling(6, 4, 3)])
 def test_pooling_ignores_the_order_and_trains_every_parameter(pool):
     Y = torch.randn(5, 8, 6)
     torch.testing.assert_close(pool(Y), pool(Y[:, torch.randperm(8)]))
@@ -208,6 +209,36 @@ def test_pooling_at_beta_zero_is_the_mean_of_the_projected_set():
     pool, Y = HopfieldPooling(6, 4, 3, beta=1e-9), torch.randn(5, 8, 6)
     mean = pool.hopfield.W_V(pool.hopfield.W_K(F.layer_norm(Y, (6,))).mean(1))
     torch.testing.assert_close(pool(Y), mean, atol=1e-5, rtol=1e-5)
+
+
+def test_gated_attention_by_hand():
+    # One feature and two instances: V = 0.5, U = -1, w = 2, with biases 0.1 and 0.3.
+    pool = GatedAttentionPooling(1, 1).double()
+    for parameter, value in ((pool.V.weight, 0.5), (pool.U.weight, -1.0), (pool.w.weight, 2.0)):
+        parameter.data.fill_(value)
+    pool.V.bias.data.fill_(0.1)
+    pool.U.bias.data.fill_(0.3)
+    scores = [2 * math.tanh(0.5 * h + 0.1) / (1 + math.exp(h - 0.3)) for h in (1.0, 3.0)]
+    share = 1 / (1 + math.exp(scores[1] - scores[0]))
+    pooled = pool(torch.tensor([[[1.0], [3.0]]], dtype=torch.float64))
+    assert pooled.item() == pytest.approx(share * 1.0 + (1 - share) * 3.0, abs=1e-12)
+    assert 0.5 < share < 0.8  # neither the mean nor a maximum
+
+
+def test_projected_max_by_hand():
+    pool = ProjectedMaxPooling(2, 2, 1).double()
+    pool.W_K.weight.data = torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    pool.W_V.weight.data = torch.tensor([[10.0, 1.0]], dtype=torch.float64)
+    h = torch.tensor([[[5.0, 1.0], [-2.0, 4.0]]], dtype=torch.float64)  # normalised: (1, -1) and (-1, 1)
+    assert pool(h).item() == pytest.approx(10 * 1 + 3 * 1, abs=1e-4)
+
+
+def test_retrieve_stops_each_state_by_itself():
+    X, xi = patterns(), patterns(9, seed=8)
+    together = retrieve(X, xi.reshape(3, 3, 5), 1.3)
+    alone = torch.stack([retrieve(X, state, 1.3) for state in xi]).reshape(3, 3, 5)
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(update(X, together, 1.3), together, atol=1e-7, rtol=0)
 
 
 def test_layer_retrieves_from_its_memory():
@@ -238,6 +269,7 @@ def test_bags_hold_what_they_say():
         ("X", lambda: separation(patterns(1))),
         ("mass", lambda: patterns_for_mass(torch.ones(1, 3) / 3, 1.5)),
         ("degree", lambda: binary_recall(patterns(), patterns(), 1)),
+        ("X", lambda: binary_recall(patterns(), patterns(), 2)),
         ("pool", lambda: capacity(torch.zeros(0, 5), lambda X, xi: xi, generator(0))),
         ("K", lambda: guaranteed_base(20, 0.0, 1.0, 1e-3)),
         ("heads", lambda: Hopfield(4, 4, 4, 4, heads=0)),
@@ -259,6 +291,11 @@ def test_cuda_agrees_with_the_cpu():
     torch.testing.assert_close(update(X.to(gpu), xi.to(gpu), 0.5).cpu(), update(X, xi, 0.5), atol=1e-10, rtol=0)
     torch.testing.assert_close(energy(X.to(gpu), xi.to(gpu), 0.5).cpu(), energy(X, xi, 0.5), atol=1e-10, rtol=0)
     Y, v = torch.randn(3, 7, 6), torch.randn(3, 6)
-    for module, x in ((HopfieldPooling(6, 4, 3), Y), (GatedAttentionPooling(6, 4), Y), (HopfieldLayer(6, 20, 4, 3), v)):
+    for module, x in (
+        (HopfieldPooling(6, 4, 3), Y),
+        (GatedAttentionPooling(6, 4), Y),
+        (ProjectedMaxPooling(6, 4, 3), Y),
+        (HopfieldLayer(6, 20, 4, 3), v),
+    ):
         here = module(x)
         torch.testing.assert_close(module.to(gpu)(x.to(gpu)).cpu(), here, atol=1e-4, rtol=1e-4)

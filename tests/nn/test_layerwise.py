@@ -11,6 +11,7 @@ from paperlab.nn.layerwise import (
     TargetPropagation,
     accuracy,
     cross_entropy,
+    tanh,
     train,
 )
 from paperlab.nn.saved_bytes import SavedBytes
@@ -84,6 +85,31 @@ def test_target_of_a_perfect_inverse_is_the_gradient_step():
     net.zero_grad()
     cross_entropy(net.heads[-1](net.layers[0](x).tanh()), y).backward()
     torch.testing.assert_close(ours, 2 * net.reach * net.layers[0].weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_tanh_is_torchs():
+    x = torch.linspace(-20, 20, 999)
+    torch.testing.assert_close(tanh(x), x.tanh(), atol=3e-7, rtol=0)
+
+
+def test_loss_of_forward_forward_is_the_true_and_the_false_pairs():
+    (x, y), net = data(16), ForwardForward(S, P, 16, 3, 2)
+    y = y % 2  # two classes: the false label is the other one
+    good, bad = net.goodness(x, y), net.goodness(x, 1 - y)
+    expected = (torch.log1p(torch.exp(1.0 - good)) + torch.log1p(torch.exp(bad - 1.0))).mean(-1).sum()
+    torch.testing.assert_close(net.loss(x, y, generator(0)), expected)
+
+
+def test_target_below_a_perfect_inverse_is_the_inverse_of_the_target():
+    # Layers of the identity on small numbers: tanh is its own inverse to third order, so every target is top's step.
+    (x, y), net = data(16), TargetPropagation(S, P, P, 2, C, jitter=1e-6, reach=1e-3)
+    with torch.no_grad():
+        for layer in (*net.layers, *net.inverses):
+            layer.weight.copy_(torch.eye(P).expand(S, P, P))
+            layer.bias.zero_()
+    net.loss(1e-2 * x, y, generator(0)).backward()
+    torch.testing.assert_close(net.layers[0].bias.grad, net.layers[1].bias.grad, rtol=0.02, atol=1e-6)
+    assert net.layers[0].bias.grad.abs().max() > 1e-5
 
 
 def test_goodness_of_a_known_layer():

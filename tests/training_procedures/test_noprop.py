@@ -67,7 +67,7 @@ def test_perfect_guesses_keep_the_chain_on_q():
     # With u_hat = u_y, the chain's states must have the mean and variance of q(z_t | y) at every t.
     net = model()
     u = torch.tensor([0.0, 2.0, 0.0])
-    net.guess = lambda logits: u.expand(*logits.shape[:-1], C)
+    net.guess = lambda p: u.expand(*p.shape[:-1], C)
     start = noised(u.expand(S, 20000, C), net.alpha_bar[0].expand(S, 20000), generator(1))
     with torch.no_grad():
         states, _ = net.chain(torch.zeros(S, 20000, PIXELS), generator(2), z=start)
@@ -159,7 +159,7 @@ def test_flow_of_ct_follows_the_gaussian_path():
     torch.manual_seed(0)
     net = NoPropCT(ONE_HOT, PIXELS, hidden=8)
     u = torch.tensor([1.0, 0.0, 0.0])
-    net.guess = lambda logits: u.expand(*logits.shape[:-1], C)
+    net.guess = lambda p: u.expand(*p.shape[:-1], C)
     noise = torch.randn(S, 50, C)
     first, last = torch.sigmoid(-net.schedule.ends).detach().unbind(-1)
     net.noise = lambda x, g: first.sqrt()[:, None, None] * u + (1 - first).sqrt()[:, None, None] * noise
@@ -191,15 +191,54 @@ def test_flow_matching_with_the_true_velocity_ends_at_the_label():
     torch.testing.assert_close(net.flow(torch.zeros(S, 5, PIXELS), generator(0), steps=7), u.expand(S, 5, C))
 
 
+def silent(kind, **options):
+    """A network whose outputs are all zero, and a read-out that prefers no class."""
+    torch.manual_seed(0)
+    net = kind(ONE_HOT, PIXELS, hidden=8, **options)
+    with torch.no_grad():
+        net.net.out.weight.zero_()
+        net.net.out.bias.zero_()
+        net.head.weight.zero_()
+    return net
+
+
+def test_loss_of_ct_by_hand():
+    # Zero logits guess the mean label at every time, so the integral of SNR'(t) over t leaves SNR(1) - SNR(0).
+    net, n, eta = silent(NoPropCT, eta=0.3), 4000, 0.3
+    _, y = batch(n)
+    times = ((torch.arange(n) + 0.5) / n).expand(S, n)  # the midpoint rule instead of random times
+    net.draw = lambda x, y, g: (x, y, times)
+    distance = (1 - 1 / C) ** 2 + (C - 1) / C**2
+    first, last = 1e-3, 0.99  # the schedule's ends before training
+    kl = 0.5 * (first + C * (1 - first) - C - C * math.log(1 - first))
+    weights = last / (1 - last) - first / (1 - first)
+    expected = S * (math.log(C) + kl + eta / 2 * weights * distance)
+    assert net.loss(torch.zeros(S, n, PIXELS), y, generator(0)).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_loss_of_fm_by_hand():
+    # A velocity of zero misses u - z_0 by |u|^2 + d on average, and the read-out is left with log C.
+    _, y = batch(40000)
+    expected = S * (1 + C + math.log(C))
+    loss = silent(NoPropFM, draws=1).loss(torch.zeros(S, 40000, PIXELS), y, generator(0)).item()
+    assert loss == pytest.approx(expected, rel=0.01)
+
+
+def test_loss_of_fm_with_the_true_velocity_is_the_read_out_of_clean_labels():
+    # Then the line ends at u_y exactly, where the untrained read-out gives the right class a logit of 5, others 0.
+    net, (x, y) = NoPropFM(ONE_HOT, PIXELS, hidden=8), batch()
+    net.velocity = lambda x, z, t: (net.embed(y.repeat(1, net.draws)) - z) / (1 - t[..., None])
+    expected = S * math.log(1 + (C - 1) * math.exp(-5))
+    assert net.loss(x, y, generator(0)).item() == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", [NoPropDT, BackpropChain, NoPropCT, NoPropFM, Ensemble])
 def test_everything_learns_a_separable_task(kind):
     torch.manual_seed(0)
     centres = 2 * torch.eye(C, PIXELS)
     y = torch.randint(C, (S, 300))
     x = centres[y] + 0.1 * torch.randn(S, 300, PIXELS)
-    if kind is Ensemble:
-        net = Ensemble(S, T, PIXELS, C, hidden=16)
-    elif kind in (NoPropCT, NoPropFM):
+    if kind in (NoPropCT, NoPropFM):
         net = kind(ONE_HOT, PIXELS, hidden=16, learn=True)
     else:
         net = kind(ONE_HOT, T, PIXELS, hidden=16, learn=True)
@@ -207,10 +246,25 @@ def test_everything_learns_a_separable_task(kind):
     assert min(accuracy(net, x, y, generator(1))) > 0.97
 
 
-def test_a_label_free_first_state_means_no_leak_at_inference():
-    # Two runs of the chain from the same noise on the same images agree, whatever the labels: predict never sees y.
-    net, (x, _) = model(), batch()
-    torch.testing.assert_close(net.predict(x, generator(5)), net.predict(x, generator(5)), atol=0, rtol=0)
+def test_a_label_that_is_only_in_the_training_states_is_not_in_the_answers():
+    # Images without content: in training the last blocks read the label off their state, in use there is none to read.
+    net, n = model(eta=1.0), 600
+    x, (_, y) = torch.zeros(S, n, PIXELS), batch(n)
+    train(net, x, y, generator(0), steps=300, lr=1e-2)
+    with torch.no_grad():
+        states = net.noisy_labels(net.embed(y), generator(1))
+        last = (net.logits(x, states)[-1].argmax(-1) == y).double().mean().item()
+    assert last > 0.9  # the leak: what the last block was trained on spells out the answer
+    assert max(accuracy(net, x, y, generator(2))) < 0.45  # chance is a third, with a standard error of 0.02
+
+
+def test_a_member_of_the_ensemble_is_a_block_with_a_state_of_zero():
+    net, (x, y) = model(Ensemble), batch()
+    members = net.members(x)
+    for t, block in enumerate(net.own()):
+        torch.testing.assert_close(members[t], block(x, torch.zeros(S, 16, C)))
+    apart = sum(torch.nn.functional.cross_entropy(m, y[s]) for member in members for s, m in enumerate(member))
+    torch.testing.assert_close(net.loss(x, y, generator(0)), apart)
 
 
 def test_prototype_is_the_most_central_image():

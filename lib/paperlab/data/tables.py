@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 
 from paperlab.checks import require_at_least, require_between, require_one_of
 
-REAL_TABLES = ("breast_cancer", "wine", "iris", "fair")
+REAL_TABLES = (
+    "breast_cancer", "wine", "iris", "diabetes", "fair", "anes96", "randhie", "star98", "modechoice", "grunfeld"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,26 +69,55 @@ def as_table(columns: dict[str, list], labels: list) -> Table:
     return Table(numbers, codes, tuple(columns), tuple(categories), np.asarray(labels))
 
 
+def _as_frame(name: str) -> tuple[dict[str, list], list]:
+    """Columns and labels of a statsmodels table."""
+    import statsmodels.api as sm
+
+    frame = getattr(sm.datasets, name).load_pandas().data
+    if name == "modechoice":  # four rows a traveller, one for each way to go: one row, with the costs of all four
+        ways = ("air", "train", "bus", "car")
+        blocks = {way: frame.iloc[k::4].reset_index(drop=True) for k, way in enumerate(ways)}
+        costs = {f"{cost}_{way}": f[cost] for way, f in blocks.items() for cost in ("ttme", "invc", "invt", "gc")}
+        columns = costs | {column: blocks["air"][column] for column in ("hinc", "psize")}
+        chosen = np.stack([f["choice"] for f in blocks.values()], 1).argmax(1)
+        return {column: values.tolist() for column, values in columns.items()}, [ways[k] for k in chosen]
+    if name == "fair":
+        jobs = ("student", "farming or unskilled", "white collar", "teacher or nurse", "managerial", "professional")
+        for column in ("occupation", "occupation_husb"):
+            frame[column] = [jobs[int(code) - 1] for code in frame[column]]
+    if name == "star98":
+        frame["above"] = frame["NABOVE"] / (frame["NABOVE"] + frame["NBELOW"])
+        frame = frame.drop(columns=["NABOVE", "NBELOW", *(c for c in frame.columns if "_" in c)])
+    label = {"fair": "affairs", "anes96": "vote", "randhie": "mdvis", "star98": "above", "grunfeld": "invest"}[name]
+    target = frame.pop(label)
+    words = {"fair": ("none", "affair"), "anes96": ("Clinton", "Dole"), "randhie": ("no visit", "visit")}
+    cut = 0 if name in words else target.median()
+    frame = frame.drop(columns="logpopul", errors="ignore")
+    return frame.to_dict("list"), np.where(target > cut, *words.get(name, ("low", "high"))[::-1]).tolist()
+
+
 @cache
 def load_table(name: str) -> Table:
-    """A real table: `breast_cancer`, `wine`, `iris` (scikit-learn) or `fair` (statsmodels: 6,366 answers on affairs).
+    """A real table.
+
+    From scikit-learn `breast_cancer`, `wine`, `iris`, `diabetes`; from statsmodels `fair` (6,366 answers on affairs),
+    `anes96` (voters), `randhie` (20,190 insured people: any visit to a doctor?), `star98` (school districts),
+    `modechoice` (210 travellers, four ways to go) and `grunfeld` (eleven firms over twenty years).
+
+    Where the target is a number it is cut in two: counts at "any or none", the rest at the median ("low", "high").
+    Columns computed from other columns of the same table (products, a logarithm) are left out.
 
     Raises:
         ValueError: an unknown name.
     """
     require_one_of(REAL_TABLES, name=name)
-    if name == "fair":
-        import statsmodels.api as sm
-
-        frame = sm.datasets.fair.load_pandas().data
-        jobs = ("student", "farming or unskilled", "white collar", "teacher or nurse", "managerial", "professional")
-        columns = {column: frame[column].tolist() for column in frame.columns if column != "affairs"}
-        for column in ("occupation", "occupation_husb"):
-            columns[column] = [jobs[int(code) - 1] for code in columns[column]]
-        return as_table(columns, np.where(frame["affairs"] > 0, "affair", "none").tolist())
-    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    if name not in ("breast_cancer", "wine", "iris", "diabetes"):
+        return as_table(*_as_frame(name))
+    bunch = getattr(sklearn.datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
     names = [feature.removesuffix(" (cm)").replace(" ", "_").replace("/", "_") for feature in bunch.feature_names]
     columns = {column: bunch.data[:, j].tolist() for j, column in enumerate(names)}
+    if name == "diabetes":
+        return as_table(columns, np.where(bunch.target > np.median(bunch.target), "high", "low").tolist())
     return as_table(columns, [str(bunch.target_names[k]) for k in bunch.target])
 
 

@@ -8,33 +8,33 @@ Malkov and Yashunin (2016), https://arxiv.org/abs/1603.09320, algorithms 1 to 5.
 throughout: only their order is ever used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, heapreplace
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from heapq import heappop, heappush, heappushpop, heapreplace
 from math import inf, log
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from paperlab.checks import (
-    require_at_least,
-    require_between,
-    require_finite,
-    require_ndim,
-    require_nonempty,
-    require_nonnegative,
-    require_one_of,
-    require_same_length,
-)
+from paperlab import checks
 
+Point, Points = Float[np.ndarray, " d"], Float[np.ndarray, "n d"]
+Queries, Truth = Float[np.ndarray, "q d"], Int[np.ndarray, "q k"]  # truth: the k nearest points of every query
 Ranked = list[tuple[float, int]]  # (squared distance, node), nearest first
+Ruler = Callable[[Collection[int]], Iterable[float]]  # from nodes to their squared distances from one query
 
 
 def _check(points: np.ndarray) -> None:
-    require_ndim(2, points=points)
-    require_nonempty(points=points)
-    require_finite(points=points)
+    checks.require_ndim(2, points=points)
+    checks.require_nonempty(points=points)
+    checks.require_finite(points=points)
+
+
+def _squared(points: Points, query: Point) -> list[float]:
+    gap = points - query
+    return np.vecdot(gap, gap).tolist()
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Walk:
     taken: list[tuple[float, int, int]] = field(default_factory=list)
 
 
+@dataclass(eq=False, repr=False)
 class HNSW:
     r"""The index. ``layers[l]`` maps each node of layer $l$ to the set of its links; layer 0 holds every point.
 
@@ -54,52 +55,58 @@ class HNSW:
     "heuristic" (algorithm 4, with ``extend`` and ``keep_pruned``). Without ``shrink`` degrees are unbounded; together
     with ``level_scale=0`` and ``select="simple"`` that is the older flat NSW. ``computed`` counts distances so far.
 
+    ``lookup`` is for counting on a few thousand points, never for timing: all distances from a query are then computed
+    in one call, and those that the walk asks for are looked up and counted. Same graph, same counts, half the time.
+
     Raises:
         ValueError: ``points`` is empty, not (n, d) or not finite; ``m`` < 2; ``ef_construction`` < 1;
             ``level_scale`` < 0; ``select`` is unknown.
     """
 
-    def __init__(
-        self,
-        points: Float[np.ndarray, "n d"],
-        *,
-        m: int = 8,
-        ef_construction: int = 50,
-        level_scale: float | None = None,
-        select: str = "heuristic",
-        extend: bool = False,
-        keep_pruned: bool = False,
-        shrink: bool = True,
-        seed: int = 0,
-    ) -> None:
-        _check(points)
-        require_at_least(2, m=m)
-        require_at_least(1, ef_construction=ef_construction)
-        require_nonnegative(level_scale=level_scale or 0.0)
-        require_one_of(("simple", "heuristic"), select=select)
-        self.points, self.m, self.ef_construction = np.ascontiguousarray(points), m, ef_construction
-        self.select, self.extend, self.keep_pruned, self.shrink = select, extend, keep_pruned, shrink
-        uniform = 1 - np.random.default_rng(seed).random(len(points))  # in (0, 1], so that its logarithm is finite
-        scale = 1 / log(m) if level_scale is None else level_scale
+    points: Points
+    _: KW_ONLY
+    m: int = 8
+    ef_construction: int = 50
+    level_scale: float | None = None
+    select: str = "heuristic"
+    extend: bool = False
+    keep_pruned: bool = False
+    shrink: bool = True
+    lookup: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.points)
+        checks.require_at_least(2, m=self.m)
+        checks.require_at_least(1, ef_construction=self.ef_construction)
+        checks.require_nonnegative(level_scale=self.level_scale or 0.0)
+        checks.require_one_of(("simple", "heuristic"), select=self.select)
+        self.points = np.ascontiguousarray(self.points)
+        uniform = 1 - np.random.default_rng(self.seed).random(len(self.points))  # in (0, 1]: its logarithm is finite
+        scale = 1 / log(self.m) if self.level_scale is None else self.level_scale
         self.levels = np.floor(-np.log(uniform) * scale).astype(int).tolist()
         self.layers: list[dict[int, set[int]]] = []
         self.entry, self.size, self.computed = 0, 0, 0
 
-    def distances(self, query: Float[np.ndarray, " d"], nodes: Sequence[int]) -> list[float]:
+    def distances(self, query: Point, nodes: list[int]) -> list[float]:
         """Squared distances from ``query`` to ``nodes``, in one batch. Every one of them is counted."""
         self.computed += len(nodes)
-        gap = self.points.take(nodes, 0)
-        gap -= query
-        return np.vecdot(gap, gap).tolist()
+        return _squared(self.points.take(nodes, 0), query)
 
-    def search_layer(
-        self, query: Float[np.ndarray, " d"], entries: Ranked, ef: int, layer: int, walk: Walk | None = None
-    ) -> Ranked:
-        """SEARCH-LAYER (algorithm 2): best first, keeping the ``ef`` nearest, until no candidate can improve them."""
+    def ruler(self, query: Point) -> Ruler:
+        """The squared distances from one query as a function of the nodes. Whoever uses it does the counting."""
+        if self.lookup:
+            return partial(map, _squared(self.points[: self.size], query).__getitem__)
+        return lambda nodes: _squared(self.points.take(list(nodes), 0), query)
+
+    def search_layer(self, measure: Ruler, entries: Ranked, ef: int, layer: int, walk: Walk | None = None) -> Ranked:
+        """SEARCH-LAYER (algorithm 2): best first, keeping the ``ef`` nearest, until no candidate can improve them.
+
+        ``measure`` gives the distances from the query to nodes, see ``ruler``.
+        """
         links, visited = self.layers[layer], {node for _, node in entries}
-        candidates, found = list(entries), [(-distance, node) for distance, node in entries]
-        heapify(candidates)  # C, nearest on top
-        heapify(found)  # W, furthest on top
+        # The heaps C, nearest on top, and W, furthest on top. Ranked lists are heaps as they stand.
+        candidates, found = list(entries), [(-distance, node) for distance, node in reversed(entries)]
         horizon = inf if len(found) < ef else -found[0][0]  # nothing beyond it can enter W
         while candidates:
             distance, node = heappop(candidates)
@@ -107,20 +114,19 @@ class HNSW:
                 walk.taken.append((distance, node, len(visited)))
             if distance > horizon:
                 break
-            fresh = list(links[node] - visited)
-            if not fresh:
-                continue
-            visited.update(fresh)
-            reached = self.distances(query, fresh)
+            fresh = links[node] - visited
+            visited |= fresh
+            reached = zip(measure(fresh), fresh, strict=True) if fresh else ()
             if walk is not None:
-                walk.seen += zip(reached, fresh, strict=True)
-            for distance, other in zip(reached, fresh, strict=True):
+                walk.seen += (reached := list(reached))
+            for distance, other in reached:
                 if distance < horizon:
                     heappush(candidates, (distance, other))
                     (heappush if len(found) < ef else heapreplace)(found, (-distance, other))
                     if len(found) == ef:
                         horizon = -found[0][0]
-        return sorted((-negative, node) for negative, node in found)
+        self.computed += len(visited) - len(entries)
+        return sorted([(-negative, node) for negative, node in found])
 
     def select_neighbors(self, base: int, candidates: Ranked, count: int, layer: int) -> list[int]:
         """At most ``count`` links for ``base`` out of ``candidates``, which are ranked by their distance to it.
@@ -135,16 +141,14 @@ class HNSW:
             more = list(set().union(*(self.layers[layer][node] for _, node in candidates)) - known)
             if more:
                 candidates = sorted([*candidates, *zip(self.distances(self.points[base], more), more, strict=True)])
-        kept, struck, alive = [], [], candidates
+        kept, alive = [], candidates
         while alive and len(kept) < count:
             (_, nearest), *rest = alive
             kept.append(nearest)
             gaps = self.distances(self.points[nearest], [node for _, node in rest]) if rest else []
-            if self.keep_pruned:
-                struck += [pair for pair, gap in zip(rest, gaps, strict=True) if pair[0] >= gap]
             alive = [pair for pair, gap in zip(rest, gaps, strict=True) if pair[0] < gap]
         if self.keep_pruned:
-            kept += [node for _, node in sorted(struck)[: count - len(kept)]]
+            kept += [node for _, node in candidates if node not in kept][: count - len(kept)]
         return kept
 
     def insert(self) -> None:
@@ -152,11 +156,12 @@ class HNSW:
         node, level, top = self.size, self.levels[self.size], len(self.layers) - 1
         if node:
             query = self.points[node]
+            measure = self.ruler(query)
             nearest = [(self.distances(query, [self.entry])[0], self.entry)]
             for layer in range(top, level, -1):
-                nearest = self.search_layer(query, nearest, 1, layer)
+                nearest = self.search_layer(measure, nearest, 1, layer)
             for layer in range(min(top, level), -1, -1):
-                nearest = self.search_layer(query, nearest, self.ef_construction, layer)
+                nearest = self.search_layer(measure, nearest, self.ef_construction, layer)
                 chosen = self.select_neighbors(node, nearest, self.m, layer)
                 self.layers[layer][node] = set(chosen)
                 for other in chosen:
@@ -179,12 +184,12 @@ class HNSW:
         Raises:
             ValueError: ``size`` is less than it holds already, or more than there are points.
         """
-        require_between(self.size, len(self.points), size=size)
+        checks.require_between(self.size, len(self.points), size=size)
         while self.size < size:
             self.insert()
         return self
 
-    def knn_search(self, query: Float[np.ndarray, " d"], k: int, ef: int, walks: list[Walk] | None = None) -> Ranked:
+    def knn_search(self, query: Point, k: int, ef: int, walks: list[Walk] | None = None) -> Ranked:
         """K-NN-SEARCH (algorithm 5): greedy (ef = 1) down to layer 1, then SEARCH-LAYER with ``ef`` on layer 0.
 
         Where ``walks`` is given, the record of every layer is appended to it, top layer first.
@@ -192,15 +197,15 @@ class HNSW:
         Raises:
             ValueError: the index is empty, ``k`` < 1, ``ef`` < ``k``, or ``query`` is not finite.
         """
-        require_at_least(1, **{"size of the index": self.size}, k=k)
-        require_at_least(k, ef=ef)
-        require_finite(query=query)
+        checks.require_at_least(1, **{"size of the index": self.size}, k=k)
+        checks.require_at_least(k, ef=ef)
+        checks.require_finite(query=query)
+        measure = self.ruler(query)
         nearest = [(self.distances(query, [self.entry])[0], self.entry)]
         for layer in range(len(self.layers) - 1, -1, -1):
             if walks is not None:
                 walks.append(Walk(seen=list(nearest)))
-            walk = walks[-1] if walks else None
-            nearest = self.search_layer(query, nearest, 1 if layer else ef, layer, walk)
+            nearest = self.search_layer(measure, nearest, 1 if layer else ef, layer, walks[-1] if walks else None)
         return nearest[:k]
 
     def ground_floor(self, entry: int) -> "HNSW":
@@ -209,7 +214,7 @@ class HNSW:
         Raises:
             ValueError: the index holds no node ``entry``.
         """
-        require_between(0, self.size - 1, entry=entry)
+        checks.require_between(0, self.size - 1, entry=entry)
         flat = copy(self)
         flat.layers, flat.entry = self.layers[:1], entry
         return flat
@@ -219,7 +224,6 @@ class HNSW:
 class Curve:
     """Mean work (distance evaluations a query) and mean recall along a sweep of a search's one knob."""
 
-    setting: Float[np.ndarray, " settings"]
     work: Float[np.ndarray, " settings"]
     recall: Float[np.ndarray, " settings"]
 
@@ -230,24 +234,20 @@ class Curve:
         return float(np.interp(recall, self.recall[around], self.work[around])) if around else inf
 
 
-def _curve(
-    setting: Sequence[float], trails: list[tuple[list[int], np.ndarray, int]], truth: Int[np.ndarray, "q k"]
-) -> Curve:
+def _curve(trails: list[tuple[list[int], np.ndarray, int]], truth: Truth) -> Curve:
     """``trails``: per query the nodes in the order in which they were met, where each setting stops, and extra work."""
-    require_nonempty(queries=trails)
-    require_same_length(queries=trails, truth=truth)
-    work, recall = np.zeros(len(setting)), np.zeros(len(setting))
+    checks.require_nonempty(queries=trails)
+    checks.require_same_length(queries=trails, truth=truth)
+    work, recall = 0.0, 0.0
     for (order, stops, extra), neighbours in zip(trails, truth.tolist(), strict=True):
         place = {node: i for i, node in enumerate(order)}
         met = np.array([place.get(node, len(order)) for node in neighbours])
         work += stops + extra
         recall += (met < stops[:, None]).mean(1)  # one of the k nearest, once met, is never pushed out
-    return Curve(np.asarray(setting, dtype=float), work / len(truth), recall / len(truth))
+    return Curve(work / len(truth), recall / len(truth))
 
 
-def sweep_ef(
-    index: HNSW, queries: Float[np.ndarray, "q d"], truth: Int[np.ndarray, "q k"], efs: Sequence[int]
-) -> Curve:
+def sweep_ef(index: HNSW, queries: Queries, truth: Truth, efs: Sequence[int]) -> Curve:
     """Recall of the ``k`` true neighbours against work, for every ``ef`` of ``efs`` out of one search a query.
 
     The order in which best-first search takes up candidates does not depend on ``ef``; ``ef`` only says when it ends:
@@ -257,7 +257,7 @@ def sweep_ef(
     Raises:
         ValueError: ``queries`` is empty or differs in length from ``truth``, or an ``ef`` < 1.
     """
-    require_at_least(1, efs=efs)
+    checks.require_at_least(1, efs=efs)
     trails = []
     for query in queries:
         index.knn_search(query, 1, int(max(efs)), walks := [])
@@ -266,78 +266,63 @@ def sweep_ef(
         closer = ((distance < taken[:, None]) & (np.arange(len(distance)) < count[:, None])).sum(1)
         stops = np.append(count, len(distance))[(np.append(closer, max(efs)) >= np.array(efs)[:, None]).argmax(1)]
         trails.append(([node for _, node in last.seen], stops, sum(len(walk.seen) - 1 for walk in upper)))
-    return _curve(efs, trails, truth)
+    return _curve(trails, truth)
 
 
-class KDTree:
-    """The rival: a k-d tree (Bentley 1975), cut at the median of the widest axis and searched best bin first.
+def kd_tree(points: Points) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """The rival: a k-d tree (Bentley 1975), cut at the median of the widest axis down to one point a leaf.
 
-    ``leaf`` is the largest number of points in a leaf. Only distances to points are counted; the bounds of the boxes,
-    one coordinate each, are free.
+    Gives for every point the number of its leaf (1 is the root, the children of node i are 2i and 2i + 1) and the low
+    and the high corner of the leaf's box, both (n, d). The boxes tile the space.
 
     Raises:
-        ValueError: ``points`` is empty, not (n, d) or not finite; ``leaf`` < 1.
+        ValueError: ``points`` is empty, not (n, d) or not finite.
     """
-
-    def __init__(self, points: Float[np.ndarray, "n d"], *, leaf: int = 1) -> None:
-        _check(points)
-        require_at_least(1, leaf=leaf)
-        self.points, self.leaf = points, leaf
-        self.root = self._split(np.arange(len(points)))
-
-    def _split(self, nodes: Int[np.ndarray, " some"]) -> tuple | np.ndarray:
-        if len(nodes) <= self.leaf:
-            return nodes
-        axis, half = int(np.ptp(self.points[nodes], axis=0).argmax()), len(nodes) // 2
-        nodes = nodes[np.argsort(self.points[nodes, axis], kind="stable")]
-        cut = float(self.points[nodes[half - 1 : half + 1], axis].mean())
-        return axis, cut, self._split(nodes[:half]), self._split(nodes[half:])
-
-    def walk(self, query: Float[np.ndarray, " d"], k: int, slack: float = 0.0) -> Walk:
-        """Visit leaves by the distance of their boxes, until no box within $1/(1+slack)$ of the k-th best is left.
-
-        ``taken`` holds, for every leaf, (squared distance of its box / that of the k-th best so far, bounds
-        computed so far, points seen).
-        """
-        coordinates, ticket, best, walk = query.tolist(), 0, [], Walk()
-        boxes = [(0.0, ticket, self.root, (0.0,) * len(query))]
-        while boxes:
-            bound, _, part, offsets = heappop(boxes)
-            worst = -best[0] if len(best) == k else inf
-            walk.taken.append((bound / worst if worst else inf, ticket, len(walk.seen)))
-            if bound * (1 + slack) ** 2 > worst:
-                break
-            while isinstance(part, tuple):
-                axis, cut, low, high = part
-                beyond = coordinates[axis] - cut
-                part, far = (low, high) if beyond <= 0 else (high, low)
-                ticket += 1  # breaks ties, so that the heap never compares trees
-                sides = (*offsets[:axis], beyond**2, *offsets[axis + 1 :])
-                heappush(boxes, (bound - offsets[axis] + beyond**2, ticket, far, sides))
-            gap = self.points[part] - query
-            for distance, node in zip(np.vecdot(gap, gap).tolist(), part.tolist(), strict=True):
-                walk.seen.append((distance, node))
-                heappush(best, -distance)
-                if len(best) > k:
-                    heappop(best)
-        return walk
+    _check(points)
+    number, low, high = np.ones(len(points), int), np.full(points.shape, -inf), np.full(points.shape, inf)
+    parts = [(1, np.arange(len(points)))]
+    while parts:
+        name, nodes = parts.pop()
+        number[nodes] = name
+        if len(nodes) == 1:
+            continue
+        axis, half = int(np.ptp(points[nodes], axis=0).argmax()), len(nodes) // 2
+        nodes = nodes[np.argsort(points[nodes, axis], kind="stable")]
+        high[nodes[:half], axis] = low[nodes[half:], axis] = points[nodes[half - 1 : half + 1], axis].mean()
+        parts += [(2 * name, nodes[:half]), (2 * name + 1, nodes[half:])]
+    return number.tolist(), low, high
 
 
-def sweep_slack(
-    tree: KDTree, queries: Float[np.ndarray, "q d"], truth: Int[np.ndarray, "q k"], slacks: Sequence[float]
-) -> Curve:
+def kd_visit(points: Points, tree: tuple, query: Point, k: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    r"""Best-bin-first search of the tree without an end: the points in the order in which it would meet them.
+
+    A real search finds that order with a heap on its way down; to count points it is enough to sort the boxes by their
+    distance from the query. With every point come the squared distance of its box, and that of the k-th best point
+    before it: the exact search ends where the first exceeds the second, one with slack $\epsilon$ where
+    $(1+\epsilon)^2$ times the first does.
+    """
+    outside = np.maximum(tree[1] - query, query - tree[2]).clip(0)
+    bounds = np.vecdot(outside, outside)
+    order = bounds.argsort(kind="stable")
+    best, worst = [-inf] * k, [inf]
+    for distance in _squared(points[order], query):
+        heappushpop(best, -distance)
+        worst.append(-best[0])
+    return order.tolist(), bounds[order], np.array(worst[:-1])
+
+
+def sweep_slack(points: Points, queries: Queries, truth: Truth, slacks: Sequence[float]) -> Curve:
     r"""Recall against work of the tree when it skips boxes further than $1/(1+\epsilon)$ of the k-th best distance.
 
-    ``slacks`` are the values of $\epsilon \ge 0$; at 0 the search is exact.
+    ``slacks`` are the values of $\epsilon \ge 0$; at 0 the search is exact. Only distances to points are counted; the
+    bounds of the boxes, one coordinate each, are free.
 
     Raises:
-        ValueError: ``queries`` is empty or differs in length from ``truth``, or a slack is negative.
+        ValueError: ``queries`` is empty or differs in length from ``truth``, or a slack is negative; see `kd_tree`.
     """
-    require_nonnegative(slacks=slacks)
-    trails = []
+    checks.require_nonnegative(slacks=slacks)
+    tree, trails, stretch = kd_tree(points), [], (1 + np.array(slacks)[:, None]) ** 2
     for query in queries:
-        walk = tree.walk(query, truth.shape[1], min(slacks))
-        ratio, _, count = np.array([*walk.taken, (inf, 0, len(walk.seen))]).T
-        stops = count[(ratio * (1 + np.array(slacks)[:, None]) ** 2 > 1).argmax(1)]
-        trails.append(([node for _, node in walk.seen], stops, 0))
-    return _curve(slacks, trails, truth)
+        order, bounds, worst = kd_visit(points, tree, query, truth.shape[1])
+        trails.append((order, (np.append(bounds, inf) * stretch > np.append(worst, 0)).argmax(1), 0))
+    return _curve(trails, truth)

@@ -7,21 +7,24 @@ keeps the rule set small as the data grow.
 Wang and Gupta (2022), https://arxiv.org/abs/2208.07912, sections 3 and 4.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from paperlab.checks import require_between, require_nonempty, require_nonnegative, require_one_of, require_positive
+from paperlab.checks import require_between, require_nonempty, require_one_of, require_positive
 from paperlab.data.tables import Table
 
 Mask = Bool[np.ndarray, " rows"]
-Counts = Float[np.ndarray, "..."]
+Counts = Int[np.ndarray, "*literals"]
+Scores = Float[np.ndarray, "*literals"]
+Order = Int[np.ndarray, "numeric_columns _"]
 WORST = np.inf
 
 
-def magic_gini(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Counts:
+def magic_gini(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Scores:
     r"""FOLD-SE's impurity of a literal, to be minimised; infinite for a literal that does not favour the positives.
 
     $$GI = \frac2N \Big[ \frac{tp \cdot fp}{tp + fp} + \frac{tn \cdot fn}{tn + fn} \Big],
@@ -34,18 +37,26 @@ def magic_gini(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Counts:
     return np.where(tp * tn > fp * fn, 2 * impurity / (tp + fn + tn + fp), WORST)
 
 
-def information_gain(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Counts:
-    r"""FOLD-R++'s heuristic as an impurity: the entropy left after the split; infinite unless $tp + tn \ge fp + fn$.
+@cache
+def _n_log_n(below: int) -> Float[np.ndarray, " below"]:
+    """$n \\log_2 n$ of the whole numbers below a limit: a logarithm for each literal is what entropy would cost."""
+    n = np.arange(below)
+    return n * np.log2(np.maximum(n, 1))  # 0 log 0 = 0
 
-    A literal that shuts out no negative is of no use to either method and is infinite, too.
+
+def information_gain(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Scores:
+    r"""FOLD-R++'s heuristic as an impurity, the entropy that is left after the split, with $h(n) = n \log_2 n$:
+
+    $$\frac1N \big[ h(tp + fp) - h(tp) - h(fp) + h(tn + fn) - h(tn) - h(fn) \big],
+    \qquad \text{valid iff } tp + tn \ge fp + fn.$$
+
+    A literal that no positive satisfies, or that shuts out no negative, is of no use to either method and is infinite,
+    too.
     """
-
-    def entropy(a: Counts, b: Counts) -> Counts:
-        total = np.maximum(a + b, 1)
-        return -a * np.log2(np.maximum(a, 1) / total) - b * np.log2(np.maximum(b, 1) / total)  # 0 log 0 = 0
-
-    left = (entropy(tp, fp) + entropy(tn, fn)) / (tp + fn + tn + fp)
-    return np.where((tp + tn >= fp + fn) & (tn > 0) & (tp > 0), left, WORST)
+    rows = tp + fn + tn + fp
+    h = _n_log_n(1 << int(rows.max(initial=0)).bit_length())
+    left = h[tp + fp] - (h[tp] + h[fp]) + (h[tn + fn] - (h[tn] + h[fn]))
+    return np.where((tp + tn >= fp + fn) & (tn > 0) & (tp > 0), left / rows, WORST)
 
 
 HEURISTICS: dict[str, Callable] = {"magic_gini": magic_gini, "information_gain": information_gain}
@@ -91,23 +102,13 @@ class Rule:
 
     def fires(self, table: Table) -> Mask:
         """Which rows the rule covers."""
-        covered = np.ones(len(table), bool)
-        for literal in self.body:
-            covered &= literal.holds(table)
-        for exception in self.exceptions:
-            covered &= ~exception.fires(table)
-        return covered
-
-    def walk(self) -> Iterator["Rule"]:
-        """The rule and everything nested in it."""
-        yield self
-        for exception in self.exceptions:
-            yield from exception.walk()
+        tests = [literal.holds(table) for literal in self.body] + [~rule.fires(table) for rule in self.exceptions]
+        return np.all([np.ones(len(table), bool), *tests], axis=0)
 
     @property
     def literals(self) -> list[Literal]:
         """All literals, those of exceptions included."""
-        return [literal for rule in self.walk() for literal in rule.body]
+        return [*self.body, *(literal for rule in self.exceptions for literal in rule.literals)]
 
 
 class _Counter:
@@ -120,10 +121,11 @@ class _Counter:
         self.order = np.argsort(self.values, axis=1, kind="stable")  # what is not a number comes last
         self.words = [(j, word) for j, words in enumerate(table.categories) for word in words]
         first = np.cumsum([0, *map(len, table.categories)])[:-1]
-        self.codes = np.where(table.codes < 0, len(self.words), table.codes + first)  # one code a word of the table
+        codes = np.where(table.codes < 0, len(self.words), table.codes + first)  # one code a word of the table
+        self.codes = codes[:, [len(words) > 0 for words in table.categories]]
         self.visits = int(self.order.size * np.ceil(np.log2(len(table))))  # cells looked at: the cost, without a clock
 
-    def among(self, order: np.ndarray, rows: Mask) -> np.ndarray:
+    def among(self, order: Order, rows: Mask) -> Order:
         """The sorted order of these rows alone; sorting is never repeated."""
         self.visits += order.size
         return order[rows[order]].reshape(len(order), -1)
@@ -133,37 +135,35 @@ class _Counter:
         self.visits += len(self.table)
         return literal.holds(self.table)
 
-    def best(self, positive: Mask, negative: Mask, order: np.ndarray, used: frozenset[Literal]) -> Literal | None:
+    def best(self, positive: Mask, negative: Mask, order: Order, used: frozenset[Literal]) -> Literal | None:
         """The valid literal with the least impurity, or None; ties go to thresholds, and there to the first column."""
         p, n = positive.sum(), negative.sum()
         self.visits += int(p + n) * len(self.table.names)
         values = np.take_along_axis(self.values, order, 1)
-        is_number = ~np.isnan(values)
-        is_threshold = is_number.copy()  # the last of each run of equal numbers
-        is_threshold[:, :-1] &= values[:, :-1] != values[:, 1:]
-        tp = np.cumsum(positive[order] & is_number, 1, dtype=float)
-        fp = np.cumsum(negative[order] & is_number, 1, dtype=float)
-        below_or_above = np.stack([tp, tp[:, -1:] - tp]), np.stack([fp, fp[:, -1:] - fp])
-        tp, fp = (np.bincount(self.codes[rows].ravel(), minlength=len(self.words) + 1)[:-1].astype(float)
-                  for rows in (positive, negative))  # fmt: skip
-        same_or_not = np.stack([tp, p - tp]), np.stack([fp, n - fp])
-        scores = [self.heuristic(a, p - a, n - b, b) for a, b in (below_or_above, same_or_not)]
-        scores[0] = np.where(is_threshold, scores[0], WORST)
+        is_threshold = ~np.isnan(values)
+        is_threshold[:, :-1] &= values[:, :-1] != values[:, 1:]  # the last of each run of equal numbers
+        column, rank = is_threshold.nonzero()
+        tp = np.cumsum(positive[order], 1)[is_threshold]  # prefix sums: the positives up to each threshold
+        fp = rank + 1 - tp
+        top = (np.cumsum(is_threshold.sum(1)) - 1)[column]  # a column's last threshold has counted all its numbers
+        words = len(self.words)
+        tp_word, fp_word = (np.bincount(self.codes[r].ravel(), minlength=words + 1)[:-1] for r in (positive, negative))
+        tp = np.concatenate([tp, tp[top] - tp, tp_word, p - tp_word])  # one block each for <=, >, == and !=
+        fp = np.concatenate([fp, fp[top] - fp, fp_word, n - fp_word])
+        scores = self.heuristic(tp, p - tp, n - fp, fp)
 
-        def literal(kind: int, place: int) -> Literal:
-            op, *at = np.unravel_index(place, scores[kind].shape)
-            if kind == 0:
-                return Literal(int(self.columns[at[0]]), ("<=", ">")[op], float(values[tuple(at)]))
-            return Literal(self.words[at[0]][0], ("==", "!=")[op], self.words[at[0]][1])
+        def literal(place: int) -> Literal:
+            if place < 2 * len(column):
+                op, k = divmod(place, len(column))
+                return Literal(int(self.columns[column[k]]), ("<=", ">")[op], float(values[column[k], rank[k]]))
+            op, k = divmod(place - 2 * len(column), words)
+            return Literal(self.words[k][0], ("==", "!=")[op], self.words[k][1])
 
-        found: list[tuple[float, int, Literal]] = []
-        for kind, score in enumerate(scores):
-            while score.size and score.flat[place := int(score.argmin())] < WORST:
-                if (candidate := literal(kind, place)) not in used:
-                    found.append((score.flat[place], kind, candidate))
-                    break
-                score.flat[place] = WORST
-        return min(found, key=lambda f: f[:2])[2] if found else None
+        while scores.size and scores[place := int(scores.argmin())] < WORST:
+            if (found := literal(place)) not in used:
+                return found
+            scores[place] = WORST
+        return None
 
 
 @dataclass
@@ -194,7 +194,6 @@ class FoldSE:
 
     def __post_init__(self) -> None:
         require_positive(ratio=self.ratio, max_rules=self.max_rules)
-        require_nonnegative(tail=self.tail)
         require_between(0, 1, tail=self.tail)
         require_one_of(HEURISTICS, heuristic=self.heuristic)
 
@@ -208,36 +207,38 @@ class FoldSE:
         classes, sizes = np.unique(table.labels, return_counts=True)
         if len(classes) < 2:
             raise ValueError(f"table must hold at least two classes, got only {classes[0]!r}")
-        self.names, self.count = table.names, 0
+        self.names, self.count, self.capped = table.names, 0, False
         self.counter = _Counter(table, HEURISTICS[self.heuristic])
         self.least = max(self.tail * len(table), 1)
-        self.capped = False
         if len(classes) == 2:
             positive = str(classes[sizes.argmin()]) if positive is None else positive
             require_one_of([str(c) for c in classes], positive=positive)
             is_positive = table.labels == positive
             (self.default,) = (str(c) for c in classes if c != positive)
-            self.rules = [Rule(r.body, r.exceptions, positive)
-                          for r in self._rule_set(is_positive, ~is_positive, frozenset())]  # fmt: skip
+            found = self._rule_set(is_positive, ~is_positive, frozenset(), self.counter.order)
+            self.rules = [replace(rule, head=positive) for rule in found]
         else:
             self._decision_list(table, classes)
         self.visits = self.counter.visits
         return self
 
     def _decision_list(self, table: Table, classes: np.ndarray) -> None:
+        is_class = {str(c): table.labels == c for c in classes}
+        self.default = max(is_class, key=lambda c: is_class[c].sum())
         left, self.rules = np.ones(len(table), bool), []
-        self.default = str(max(classes, key=lambda c: (table.labels == c).sum()))
-        while left.any() and not self.capped:
-            target = max(classes, key=lambda c: (left & (table.labels == c)).sum())
-            found = self._rule_set(left & (table.labels == target), left & (table.labels != target), frozenset(), 1)
+        while left.any():
+            target = max(is_class, key=lambda c: (left & is_class[c]).sum())
+            sides = left & is_class[target], left & ~is_class[target]
+            found = self._rule_set(*sides, frozenset(), self.counter.order, most=1)
             if not found:
+                self.default = target
                 break
-            self.rules.append(Rule(found[0].body, found[0].exceptions, str(target)))
+            self.rules.append(replace(found[0], head=target))
             left &= ~found[0].fires(table)
-        if left.any():
-            self.default = str(max(classes, key=lambda c: (left & (table.labels == c)).sum()))
 
-    def _rule_set(self, positive: Mask, negative: Mask, used: frozenset, most: float = np.inf) -> list[Rule]:
+    def _rule_set(
+        self, positive: Mask, negative: Mask, used: frozenset, order: Order, most: float = np.inf
+    ) -> list[Rule]:
         """Algorithm 1: rules until no positive is left, none is covered, or a rule falls into the tail."""
         rules: list[Rule] = []
         while positive.any() and len(rules) < most:
@@ -245,7 +246,8 @@ class FoldSE:
                 self.capped = True
                 break
             self.count += 1
-            rule = self._rule(positive, negative, used)
+            order = self.counter.among(order, positive | negative)
+            rule = self._rule(positive, negative, used, order)
             covered = rule.fires(self.counter.table) & positive if rule.body else np.zeros_like(positive)
             self.counter.visits += len(rule.literals) * len(positive)
             if covered.sum() < self.least:
@@ -255,30 +257,24 @@ class FoldSE:
             positive = positive & ~covered
         return rules
 
-    def _rule(self, positive: Mask, negative: Mask, used: frozenset) -> Rule:
+    def _rule(self, positive: Mask, negative: Mask, used: frozenset, order: Order) -> Rule:
         """Algorithm 2: sharpen the default literal by literal, then turn what is still wrong into exceptions."""
         body: list[Literal] = []
-        order = self.counter.among(self.counter.order, positive | negative)
-        while negative.any():
-            literal = self.counter.best(positive, negative, order, used)
-            if literal is None:
-                return Rule(tuple(body))
+        while negative.any() and (literal := self.counter.best(positive, negative, order, used)):
             body.append(literal)
             used = used | {literal}
             holds = self.counter.holds(literal)
             positive, negative = positive & holds, negative & holds
             order = self.counter.among(order, positive | negative)
             if 0 < negative.sum() <= self.ratio * positive.sum():
-                return Rule(tuple(body), tuple(self._rule_set(negative, positive, used)))
+                return Rule(tuple(body), tuple(self._rule_set(negative, positive, used, order)))
         return Rule(tuple(body))
 
     def predict(self, table: Table) -> np.ndarray:
         """The label of the first rule that fires, else the default."""
-        labels, open_rows = np.full(len(table), self.default, dtype=object), np.ones(len(table), bool)
-        for rule in self.rules:
-            fires = rule.fires(table) & open_rows
-            labels[fires] = rule.head
-            open_rows &= ~fires
+        labels = np.full(len(table), self.default, dtype=object)
+        for rule in reversed(self.rules):  # an earlier rule overwrites a later one
+            labels[rule.fires(table)] = rule.head
         return labels.astype(str)
 
     @property

@@ -8,6 +8,7 @@ client (two counters and the mean), and no stored model.
 Wang and Ji (2023), https://arxiv.org/abs/2306.03401, algorithms 1 and 2.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -106,7 +107,8 @@ def simulate(
     server_lr: Float[Tensor, " arms"],
     local_lr: float,
     local_steps: int,
-) -> Float[Tensor, "arms runs rounds dim"]:
+    keep: int | None = None,
+) -> Float[Tensor, "arms runs kept_rounds dim"]:
     r"""Federated optimisation of many arms over many runs; returns the model after each round.
 
     A participant starts from the server's $x$, takes ``local_steps`` steps of SGD and returns the change $\Delta_n$.
@@ -120,17 +122,19 @@ def simulate(
     FedVARP: one stored model per client. Only participants are computed, and all arms see the same ones.
 
     Args:
-        gradient: called as ``gradient(models, runs, clients)`` with models (arms, pairs, dim) and, for each pair, the
-            index of its run and client; returns gradients of the models' shape.
+        gradient: called as ``gradient(models, runs, clients)`` with models (pairs, dim, arms) and, for each pair, the
+            index of its run and client; returns gradients of the models' shape. The arms come last, so that a linear
+            layer of all arms is one matrix product with the examples of the pair.
         coefficients: $c_n$, zero for absentees.
         server_lr: $\eta$ of each arm.
+        keep: return only so many of the last rounds; all of them by default.
 
     Raises:
-        ValueError: shapes that do not fit, fewer than 1 local step, or a rate that is not positive.
+        ValueError: shapes that do not fit, fewer than 1 local step or kept round, or a rate that is not positive.
     """
     require_ndim(1, start=start)
     require_ndim(3, participation=participation)
-    require_at_least(1, local_steps=local_steps)
+    require_at_least(1, local_steps=local_steps, keep=1 if keep is None else keep)
     require_positive(local_lr=local_lr, server_lr=server_lr)
     arms = len(remembers)
     if coefficients.shape != (arms, *participation.shape) or len(server_lr) != arms:
@@ -139,23 +143,26 @@ def simulate(
             f"{arms} rates, got {tuple(coefficients.shape)} and {len(server_lr)}"
         )
     runs, rounds, clients = participation.shape
-    x = start.expand(arms, runs, -1)
-    memory = start.new_zeros(int(remembers.sum()), runs, clients, len(start))
-    rate = server_lr.view(-1, 1, 1)
-    path = []
+    x = start.view(1, -1, 1).expand(runs, -1, arms)
+    weight = coefficients.permute(2, 1, 3, 0)  # rounds, runs, clients, arms
+    mindful = remembers.nonzero().flatten()
+    memory = start.new_zeros(runs, clients, len(start), len(mindful))
+    remembered = memory.mean(1)  # of all clients, kept up to date
+    path: deque[Tensor] = deque(maxlen=keep)
     for t in range(rounds):
         run, client = participation[:, t].nonzero(as_tuple=True)
-        model = x[:, run]
+        model = x[run]
         for _ in range(local_steps):
-            model = model - local_lr * gradient(model, run, client)
-        change = fresh = model - x[:, run]
-        step = torch.zeros_like(x)
-        if len(memory):
-            fresh = change.clone()
-            fresh[remembers] -= memory[:, run, client]
-            step[remembers] = memory.mean(2)
-            memory[:, run, client] = change[remembers]
-        step.index_add_(1, run, coefficients[:, run, t, client].unsqueeze(-1) * fresh)
-        x = x + rate * step
+            model = torch.sub(model, gradient(model, run, client), alpha=local_lr)
+        fresh, step = model - x[run], torch.zeros_like(x)
+        if memory.numel():
+            step.index_copy_(2, mindful, remembered)
+            change = fresh.index_select(2, mindful)
+            news = change - memory[run, client]
+            fresh.index_copy_(2, mindful, news)
+            memory[run, client] = change
+            remembered.index_add_(0, run, news, alpha=1 / clients)
+        step.index_add_(0, run, weight[t, run, client].unsqueeze(1) * fresh)
+        x = torch.addcmul(x, server_lr, step)
         path.append(x)
-    return torch.stack(path, dim=2)
+    return torch.stack(list(path), dim=2).permute(3, 0, 2, 1)

@@ -51,11 +51,14 @@ def learning_time(u0: float, u: float, s: float, tau: float = 1.0) -> float:
 def unbalanced_strength(
     t: Float[np.ndarray, "*t"], s: float, a0: float, b0: float, tau: float = 1.0
 ) -> Float[np.ndarray, "*t"]:
-    r"""Appendix A: the product $u = ab$ of two unequal layers, $a \ne b$.
+    r"""Appendix A, with its two factors of 2 put right: the product $u = ab$ of two unequal layers, $a \ne b$.
 
-    $a^2 - b^2 = \pm 2c$ is conserved, so $\tau\dot u = 2\sqrt{c^2 + u^2}\,(s - u)$. With $u = c \sinh\theta$ that is
-    $\tau\dot\theta = 2 (s - c \sinh\theta)$, solved in $\tanh(\theta/2)$. (The two 2s are
-    easily lost: $a^2 + b^2 = 2c\cosh\theta$, but $ab = c\sinh\theta$.)
+    $a^2 - b^2 = \pm c_0 = \pm 2c$ is conserved, so $\tau\dot u = 2\sqrt{c^2 + u^2}\,(s - u)$. With $u = c \sinh\theta$
+    that is $\tau\dot\theta = 2 (s - c \sinh\theta) = 2s - c_0 \sinh\theta$, solved in $\tanh(\theta/2)$.
+
+    Equation 25 is printed as $\tau\dot\theta = s - c_0 \sinh\theta$. But $a = \sqrt{c_0} \cosh\frac\theta2$ and
+    $b = \sqrt{c_0} \sinh\frac\theta2$ (equation 23) make $ab = \frac{c_0}2 \sinh\theta$ and
+    $\dot a = \frac12 b\,\dot\theta$: one 2 is lost in each.
 
     Raises:
         ValueError: ``s``, ``a0``, ``b0`` or ``tau`` is not positive, or ``a0`` equals ``b0`` (use `mode_strength`).
@@ -107,7 +110,7 @@ def decoupled(
 ) -> Weights:
     r"""Section 2: $W^l = R_{l+1} D_l R_l^\top$ with $R_1 = V$, $R_{M+1} = U$, and random orthonormal $R_l$ between.
 
-    ``strengths[c, l]`` is the diagonal of $D_l$ in copy c, one number a mode: $b, a$ in the two-layer case.
+    ``strengths[c, l]`` is the diagonal of $D_l$ in copy c, one number a mode: $a, b$ in the two-layer case.
 
     Raises:
         ValueError: fewer hidden units than modes.
@@ -147,26 +150,33 @@ def descend(
     sigma31: Float[Tensor, "... out in"],
     sigma11: Float[Tensor, "... in in"],
     *,
-    rate: float,
+    rate: float | Float[Tensor, " copies"],
     steps: int,
     watch: Callable[[Tensor], Tensor] | None = None,
     every: int = 1,
 ) -> tuple[Weights, Float[Tensor, "records *watched"] | None]:
     r"""Batch gradient descent at ``rate`` $= 1/\tau$; gives the weights and ``watch(W)`` of every ``every``-th step.
 
+    ``rate`` may hold one rate a copy. Directions are linear in the two correlations, so the rate is a factor on those.
+
     Raises:
-        ValueError: a rate that is not positive, no step, no layer, or correlations that are not finite.
+        ValueError: a rate that is not positive, not one rate a copy, no step, no layer, or correlations that are not
+            finite.
     """
     require_nonempty(weights=weights)
     require_positive(rate=rate)
     require_at_least(1, steps=steps, every=every)
     require_finite(sigma31=sigma31, sigma11=sigma11)
+    if isinstance(rate, Tensor):
+        require_same_length(rate=rate, weights=weights[0])
+        rate = rate[:, None, None]
+    sigma31, sigma11 = rate * sigma31, rate * sigma11
     weights, records = list(weights), []
     for step in range(steps):
         directions, total = descent_directions(weights, sigma31, sigma11)
         if watch is not None and step % every == 0:
             records.append(watch(total))
-        weights = [torch.add(w, d, alpha=rate) for w, d in zip(weights, directions, strict=True)]
+        weights = [w + d for w, d in zip(weights, directions, strict=True)]
     return weights, torch.stack(records) if records else None
 
 
@@ -179,6 +189,7 @@ def steps_to_learn(
     rates: Float[Tensor, " copies"],
     criterion: float,
     limit: int,
+    rivals: int = 1,
 ) -> Float[Tensor, " copies"]:
     r"""The first step with an excess error of at most ``criterion``; infinite if there is none in ``limit`` steps.
 
@@ -186,29 +197,39 @@ def steps_to_learn(
     $L L^\top = \Sigma^{11}$: the squared error above the least possible, as a share of what there is to learn.
     Every copy has its own rate; copies that have learned or blown up leave the batch.
 
+    Every ``rivals`` copies in a row race each other: once one of them has learned, the others are called off and keep
+    infinity. The least of each race is the same as without, for a fraction of the work.
+
     Raises:
-        ValueError: a rate that is not positive, not one rate a copy, or a criterion outside (0, 1).
+        ValueError: a rate that is not positive, not one rate a copy, a criterion outside (0, 1), or a number of copies
+            that is not a multiple of ``rivals``.
     """
     require_nonempty(weights=weights)
     require_same_length(rates=rates, weights=weights[0])
     require_positive(rates=rates)
     require_between(1e-12, 1, criterion=criterion)
+    require_at_least(1, rivals=rivals)
+    if len(rates) % rivals:
+        raise ValueError(f"rivals must divide the number of copies, got {rivals} for {len(rates)}")
     root = torch.linalg.cholesky(sigma11)
-    best = torch.linalg.solve(sigma11, sigma31, left=False)
-    sigma31, best = (x.expand(len(rates), -1, -1) for x in (sigma31, best))
+    best = torch.linalg.solve(sigma11, sigma31, left=False).expand(len(rates), -1, -1)
     scale = (best @ root).square().sum((1, 2))
+    weights, pace = list(weights), rates[:, None, None]
+    kept = [best, scale, pace * sigma31, pace * sigma11]  # what belongs to a copy and leaves with it
     taken, alive = torch.full_like(rates, math.inf), torch.arange(len(rates), device=rates.device)
     for step in range(limit + 1):
-        directions, total = descent_directions(weights, sigma31[alive], sigma11)
-        error = ((total - best[alive]) @ root).square().sum((1, 2)) / scale[alive]
+        best, scale, *paced = kept
+        directions, total = descent_directions(weights, *paced)
+        error = ((total - best) @ root).square().sum((1, 2)) / scale
         learned = error <= criterion
         taken[alive[learned]] = step
-        stay = ~learned & (error < DIVERGED)
+        won = taken.view(-1, rivals).isfinite().any(1)
+        stay = ~won[alive // rivals] & (error < DIVERGED)
         if not stay.any():
             break
+        weights = [w + d for w, d in zip(weights, directions, strict=True)]
         if not stay.all():
-            alive, weights, directions = alive[stay], [w[stay] for w in weights], [d[stay] for d in directions]
-        weights = [torch.addcmul(w, d, rates[alive, None, None]) for w, d in zip(weights, directions, strict=True)]
+            alive, kept, weights = alive[stay], [x[stay] for x in kept], [w[stay] for w in weights]
     return taken
 
 
@@ -256,7 +277,7 @@ def jacobians(
     require_finite(x=x)
     jacobian = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
     for w in weights:
-        slope = 1 - torch.tanh(x) ** 2
-        jacobian = gain * w @ (slope[:, :, None] * jacobian)
-        x = gain * (w @ torch.tanh(x)[:, :, None])[:, :, 0]
+        activity = torch.tanh(x)
+        jacobian = w @ (gain * (1 - activity**2)[:, :, None] * jacobian)
+        x = gain * (w @ activity[:, :, None])[:, :, 0]
         yield jacobian

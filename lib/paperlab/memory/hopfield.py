@@ -48,16 +48,26 @@ def update(X: Float[Tensor, "n d"], xi: Float[Tensor, "*batch d"], beta: float) 
 def retrieve(
     X: Float[Tensor, "n d"], xi: Float[Tensor, "*batch d"], beta: float, *, precision: float = 1e-9, limit: int = 5000
 ) -> Float[Tensor, "*batch d"]:
-    """Repeat `update` until no state moves by more than ``precision`` times M, at most ``limit`` times."""
+    """Repeat `update` for each state until it moves by at most ``precision`` times M, at most ``limit`` times.
+
+    Raises:
+        ValueError: as `energy`.
+    """
+    _check(X, xi, beta)
+    states, least = xi.reshape(-1, X.shape[1]).clone(), precision * X.norm(dim=-1).max()
+    moving = torch.arange(len(states), device=xi.device)
     for _ in range(limit):
-        old, xi = xi, update(X, xi, beta)
-        if (xi - old).norm(dim=-1).max() <= precision * X.norm(dim=-1).max():
+        old = states[moving]
+        new = torch.softmax(beta * old @ X.T, dim=-1) @ X
+        states[moving] = new
+        moving = moving[(new - old).norm(dim=-1) > least]
+        if not len(moving):
             break
-    return xi
+    return states.reshape(xi.shape)
 
 
 def separation(X: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    r"""$\Delta_i = x_i^\top x_i - \max_{j \ne i} x_i^\top x_j$ (definition 2): how far pattern i stands out.
+    r"""$\Delta_i = x_i^\top x_i - \max_{j \ne i} x_i^\top x_j$ (equation 5): how far pattern i stands out.
 
     Raises:
         ValueError: fewer than 2 patterns.
@@ -68,7 +78,7 @@ def separation(X: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def error_bound(X: Float[Tensor, "n d"], r: Float[Tensor, "*batch n"], beta: float) -> Float[Tensor, "*batch n"]:
-    r"""$2(N-1)\,e^{-\beta(\Delta_i - 2 r_i M)} M$ (theorem 5): how far from $x_i$ one update can end.
+    r"""$2(N-1)\,e^{-\beta(\Delta_i - 2 r_i M)} M$ (theorem 5, equation 8): where one update can end.
 
     $r_i = \max(\|\xi - x_i\|, \|x_i^* - x_i\|)$ is the distance from $x_i$ of the cue or the fixed point, the larger.
     """
@@ -112,18 +122,25 @@ def binary_recall(
     r"""Rivals: $\xi_i \leftarrow \mathrm{sgn} \sum_\mu x_{\mu i}(\sum_{j \ne i} x_{\mu j}\xi_j)^{n-1}$ until stable.
 
     ``degree`` n = 2 is the classical Hopfield network, n = 3 the dense memory of Krotov and Hopfield (2016) with its
-    quadratic capacity. The binomial theorem takes $j = i$ out of the power without an array of shape (b, n, d).
+    quadratic capacity. The binomial theorem takes $j = i$ out of the power without an array of shape (b, n, d); of the
+    powers of X, which is $\pm 1$, the even ones are 1 and need no product.
 
     Raises:
-        ValueError: ``degree`` below 2.
+        ValueError: ``degree`` below 2, or an entry of ``X`` that is neither 1 nor -1.
     """
     require_at_least(2, degree=degree)
-    p = degree - 1
+    require_between(1, 1, **{"the size of every entry of X": X.abs()})
+    p, xi = degree - 1, xi.clone()
+    moving = torch.arange(len(xi), device=xi.device)
     for _ in range(limit):
-        old, m = xi, xi @ X.T
-        field = sum(math.comb(p, k) * (-xi) ** k * (m ** (p - k) @ X ** (k + 1)) for k in range(degree))
-        xi = torch.where(field >= 0, torch.ones_like(xi), -1)
-        if torch.equal(xi, old):
+        old = xi[moving]
+        m, field = old @ X.T, torch.zeros_like(old)
+        for k in range(degree):
+            sums = m ** (p - k) @ X if k % 2 == 0 else (m ** (p - k)).sum(1, keepdim=True)
+            field += math.comb(p, k) * (-old) ** k * sums
+        xi[moving] = new = torch.where(field >= 0, torch.ones_like(old), -1)
+        moving = moving[(new != old).any(1)]
+        if not len(moving):
             break
     return xi
 
@@ -263,6 +280,20 @@ class GatedAttentionPooling(nn.Module):
     def forward(self, h: Float[Tensor, "b n dim"]) -> Float[Tensor, "b dim"]:
         """The weighted mean of each set."""
         return (torch.softmax(self.w(torch.tanh(self.V(h)) * torch.sigmoid(self.U(h))), dim=1) * h).sum(1)
+
+
+class ProjectedMaxPooling(nn.Module):
+    r"""A rival with Hopfield pooling's head: $\max_k(W_K\,\mathrm{norm}(h_k))\,W_V$; only the retrieval is replaced."""
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        require_at_least(1, dim=dim, hidden=hidden, out=out)
+        self.norm = nn.LayerNorm(dim)
+        self.W_K, self.W_V = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, out, bias=False)
+
+    def forward(self, h: Float[Tensor, "b n dim"]) -> Float[Tensor, "b out"]:
+        """The largest value of every projected feature in each set, projected once more."""
+        return self.W_V(self.W_K(self.norm(h)).amax(1))
 
 
 def _check(X: Tensor, xi: Tensor, beta: float) -> None:

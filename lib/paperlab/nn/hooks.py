@@ -24,6 +24,7 @@ class HookPoint(nn.Module):
         return bool(self._forward_hooks or self._forward_pre_hooks)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The value, as it came."""
         return x
 
 

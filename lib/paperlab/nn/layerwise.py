@@ -61,6 +61,11 @@ def accuracy(
     return (model.predict(images, g).argmax(-1) == labels).double().mean(1).tolist()
 
 
+def tanh(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    r"""$\tanh x = 2\,\mathrm{sigmoid}(2x) - 1$, several times faster than the CPU kernel for tanh."""
+    return 2 * torch.sigmoid(2 * x) - 1
+
+
 class LayerStack(nn.Module):
     """``depth`` rectified layers of ``width`` units, each with a linear read-out; trained by backpropagation.
 
@@ -125,7 +130,7 @@ class ForwardForward(LayerStack):
     def loss(self, x: Float[Tensor, "S b p"], y: Int[Tensor, "S b"], g: torch.Generator) -> Float[Tensor, ""]:
         r"""$\sum_l \log(1+e^{\theta - G_l(x,y)}) + \log(1+e^{G_l(x,y') - \theta})$ with a random false label $y'$."""
         false = (y + torch.randint(1, self.classes, y.shape, generator=g, device=y.device)) % self.classes
-        good, bad = self.goodness(x, y), self.goodness(x, false)
+        good, bad = self.goodness(x.repeat(1, 2, 1), torch.cat([y, false], dim=1)).chunk(2, dim=-1)
         return (F.softplus(self.threshold - good) + F.softplus(bad - self.threshold)).mean(-1).sum()
 
     def predict(self, x: Float[Tensor, "S b p"], g: torch.Generator) -> Float[Tensor, "S b C"]:
@@ -157,7 +162,7 @@ class TargetPropagation(LayerStack):
         """The read-out's cross-entropy, each layer's distance to its target, each inverse's error on jittered input."""
         outputs, h = [], x
         for layer in self.layers:
-            h = layer(h.detach()).tanh()
+            h = tanh(layer(h.detach()))
             outputs.append(h)
         top = h.detach().requires_grad_()
         total = cross_entropy(self.heads[-1](top), y)
@@ -168,14 +173,15 @@ class TargetPropagation(LayerStack):
             if k > 0:
                 inverse, below = self.inverses[k - 1], outputs[k - 1].detach()
                 noisy = below + self.jitter * torch.randn(below.shape, generator=g, device=x.device, dtype=x.dtype)
-                back = inverse(self.layers[k](noisy).detach().tanh()).tanh()
-                total = total + (back - noisy).square().sum(-1).mean(-1).sum()
                 with torch.no_grad():
-                    target = below - inverse(outputs[k]).tanh() + inverse(target).tanh()
+                    above = tanh(self.layers[k](noisy))
+                    here, there = tanh(inverse(torch.cat([outputs[k], target], dim=1))).chunk(2, dim=1)
+                    target = below - here + there
+                total = total + (tanh(inverse(above)) - noisy).square().sum(-1).mean(-1).sum()
         return total
 
     def predict(self, x: Float[Tensor, "S b p"], g: torch.Generator) -> Float[Tensor, "S b C"]:
         """Class scores of the last read-out."""
         for layer in self.layers:
-            x = layer(x).tanh()
+            x = tanh(layer(x))
         return self.heads[-1](x)

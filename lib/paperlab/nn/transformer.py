@@ -208,6 +208,7 @@ class Attention(nn.Module):
         keep_heads: Float[Tensor, " heads"] | None,
         keep: Float[Tensor, ""] | None,
     ) -> Float[Tensor, "batch tokens width"]:
+        """What attention adds to the residual stream, from its normed values."""
         q, k, v = (
             rearrange(point(projection(x).unflatten(-1, (self.head_count, -1))), "b t h d -> b h t d")
             for point, projection in ((self.q, self.W_q), (self.k, self.W_k), (self.v, self.W_v))
@@ -286,6 +287,7 @@ class FeedForward(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch tokens width"], keep: Float[Tensor, ""] | None
     ) -> Float[Tensor, "batch tokens width"]:
+        """What the layer adds to the residual stream, from its normed values."""
         out = self.W_out(self.act(self.activation(self.pre(self.W_in(x)))))
         return self.out(out if keep is None else out * keep.to(out.dtype))
 
@@ -308,6 +310,7 @@ class Experts(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch tokens width"], keep: Float[Tensor, ""] | None
     ) -> Float[Tensor, "batch tokens width"]:
+        """What the chosen experts add to the residual stream, weighted; from its normed values."""
         with torch.autocast(x.device.type, enabled=False):  # in half precision, logits tie and routing is arbitrary
             logits = self.router(self.W_router(x.to(self.W_router.weight.dtype)))
         gates, chosen = logits.topk(self.top_k, dim=-1)  # (batch, tokens, top_k)
@@ -369,6 +372,7 @@ class Block(nn.Module):
         keep_heads: Float[Tensor, " heads"] | None,
         keep: Float[Tensor, ""] | None,
     ) -> Float[Tensor, "batch tokens width"]:
+        """The residual stream after the block."""
         x = self.resid_pre(x)
         x = self.resid_mid(x + self.attn(self.norm_attn(x), rotary, visible, cache, keep_heads, keep))
         return self.resid_post(x + self.mlp(self.norm_mlp(x), keep))

@@ -10,9 +10,10 @@ side on the leading axis, so that all blocks of all runs are one batched matrix 
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
-from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -94,10 +95,10 @@ class Denoiser(nn.Module):
         self.bend, self.join = StackedLinear(copies, hidden, hidden), StackedLinear(copies, 2 * hidden, hidden)
         self.out = StackedLinear(copies, hidden, out)
 
-    def forward(self, x: Float[Tensor, "copies b p"], z: Float[Tensor, "copies b d"]) -> Float[Tensor, "copies b out"]:
-        """Logits over the classes (in flow matching: a velocity)."""
+    def forward(self, x: Float[Tensor, "copies b p"], z: Float[Tensor, "copies #b d"]) -> Float[Tensor, "copies b out"]:
+        """Logits over the classes (in flow matching: a velocity). A z of b = 1 serves every image."""
         h = self.lift(z).relu()
-        h = h + self.bend(h).relu()
+        h = (h + self.bend(h).relu()).expand(-1, x.shape[1], -1)
         return self.out(self.join(torch.cat([self.see(x).relu(), h], dim=-1)).relu())
 
 
@@ -131,9 +132,9 @@ class Labels(nn.Module):
         """The clean label $u_y$."""
         return self.embedding[torch.arange(self.S, device=y.device)[:, None], y]
 
-    def guess(self, logits: Float[Tensor, "*k S b C"]) -> Float[Tensor, "*k S b d"]:
-        r"""$\hat u = \mathrm{softmax}(\mathrm{logits})\,W_{Embed}$: a guess can only be a mixture of clean labels."""
-        return probabilities(logits) @ self.embedding
+    def guess(self, p: Float[Tensor, "*k S b C"]) -> Float[Tensor, "*k S b d"]:
+        r"""$\hat u = p\,W_{Embed}$ for class probabilities p: a guess can only be a mixture of clean labels."""
+        return p @ self.embedding
 
     def read(self, z: Float[Tensor, "S b d"], y: Int[Tensor, "S b"]) -> Float[Tensor, ""]:
         r"""$-\log \hat p_{out}(y \mid z)$, mean over the batch, sum over the runs."""
@@ -164,35 +165,36 @@ class NoPropDT(Labels):
         self.register_buffer("weight", snr(self.alpha_bar).diff())
         self.register_buffer("sees", torch.ones_like(self.weight))
 
-    def own(self) -> list[dict[str, Tensor]]:
-        """Each block's weights."""
+    def own(self) -> list[Callable]:
+        """Each block of every run by itself: a function of (x, z), from that block's weights only."""
         parts = {name: p.chunk(self.T) for name, p in self.blocks.named_parameters()}
-        return [{name: part[t] for name, part in parts.items()} for t in range(self.T)]
 
-    def block(
-        self, t: int, own: dict[str, Tensor], x: Float[Tensor, "S b p"], z: Float[Tensor, "S b d"]
-    ) -> Float[Tensor, "S b C"]:
-        """Logits of block t (0 to T - 1) of every run, from its ``own`` weights."""
-        return functional_call(self.blocks, own, (self.sees[t] * x, z))
+        def block(t: int, x: Tensor, z: Tensor) -> Tensor:
+            return functional_call(self.blocks, {k: part[t] for k, part in parts.items()}, (self.sees[t] * x, z))
+
+        return [partial(block, t) for t in range(self.T)]
+
+    def logits(self, x: Float[Tensor, "S b p"], z: Float[Tensor, "T S #b d"]) -> Float[Tensor, "T S b C"]:
+        """All blocks at once, each on a state of its own: no block waits for another."""
+        images = self.sees[:, None, None, None] * x
+        return self.blocks(images.flatten(0, 1), z.flatten(0, 1)).unflatten(0, (self.T, self.S))
 
     def noisy_labels(self, u: Float[Tensor, "S b d"], g: torch.Generator) -> Float[Tensor, "T S b d"]:
         r"""$z_{t-1} \sim q(\cdot \mid y)$ for every block at once, straight from the label: no block has to run."""
-        return noised(repeat(u, "s b d -> t s b d", t=self.T), self.alpha_bar[:-1, None, None], g)
+        return noised(u.expand(self.T, -1, -1, -1), self.alpha_bar[:-1, None, None], g)
 
     def block_loss(
         self, t: int, x: Float[Tensor, "S b p"], y: Int[Tensor, "S b"], z: Float[Tensor, "S b d"]
     ) -> Float[Tensor, ""]:
         r"""Block t's own term $\frac\eta2\Delta\mathrm{SNR}_t\|\hat u_t(z, x) - u_y\|^2$: all its trainer needs."""
-        error = (self.guess(self.block(t, self.own()[t], x, z)) - self.embed(y)).square().sum(-1)
+        error = (self.guess(probabilities(self.own()[t](x, z))) - self.embed(y)).square().sum(-1)
         return self.eta / 2 * self.weight[t] * error.mean(1).sum()
 
     def loss(self, x: Float[Tensor, "S b p"], y: Int[Tensor, "S b"], g: torch.Generator) -> Float[Tensor, ""]:
         r"""$-\log\hat p_{out}(y|z_T) + KL + \frac\eta2\sum_t\Delta\mathrm{SNR}_t\|\hat u_t(z_{t-1}, x) - u_y\|^2$."""
         u = self.embed(y)
-        z = self.noisy_labels(u, g)  # (T, S, b, d)
-        images = self.sees[:, None, None, None] * x  # (T, S, b, p)
-        logits = self.blocks(images.flatten(0, 1), z.flatten(0, 1)).unflatten(0, (self.T, self.S))
-        error = (self.guess(logits) - u).square().sum(-1).mean(-1)  # (T, S)
+        p = probabilities(self.logits(x, self.noisy_labels(u, g)))
+        error = (self.guess(p) - u).square().sum(-1).mean(-1)  # (T, S)
         z_T = noised(u, self.alpha_bar[-1].expand(u.shape[:-1]), g)
         ends = self.read(z_T, y) + self.prior(u, self.alpha_bar[0].expand(self.S))
         return ends + self.eta / 2 * (self.weight[:, None] * error).sum()
@@ -204,12 +206,11 @@ class NoPropDT(Labels):
 
         Begins with ``z`` where it is given, else with noise. Returns all states and each block's class probabilities.
         """
-        (a, b, c), own = posterior(self.alpha_bar), self.own()
+        (a, b, c), blocks = posterior(self.alpha_bar), self.own()
         states, opinions = [self.noise(x, g) if z is None else z], []
         for t in range(start, self.T):
-            logits = self.block(t, own[t], x, states[-1])
-            opinions.append(probabilities(logits))
-            states.append(a[t] * self.guess(logits) + b[t] * states[-1] + c[t].sqrt() * self.noise(x, g))
+            opinions.append(probabilities(blocks[t](x, states[-1])))
+            states.append(a[t] * self.guess(opinions[-1]) + b[t] * states[-1] + c[t].sqrt() * self.noise(x, g))
         return torch.stack(states), torch.stack(opinions)
 
     def predict(self, x: Float[Tensor, "S b p"], g: torch.Generator) -> Float[Tensor, "S b C"]:
@@ -225,19 +226,12 @@ class BackpropChain(NoPropDT):
         return self.read(self.chain(x, g)[0][-1], y)
 
 
-class Ensemble(nn.Module):
+class Ensemble(NoPropDT):
     """The control: T of the same blocks, each a classifier that sees the image and z = 0; their mean decides."""
-
-    def __init__(self, S: int, T: int, pixels: int, classes: int, *, hidden: int = 40) -> None:
-        super().__init__()
-        self.S, self.T, self.classes = S, T, classes
-        self.blocks = Denoiser(T * S, pixels, classes, hidden, classes)
 
     def members(self, x: Float[Tensor, "S b p"]) -> Float[Tensor, "T S b C"]:
         """Logits of every member."""
-        images = repeat(x, "s b p -> (t s) b p", t=self.T)
-        logits = self.blocks(images, images.new_zeros(*images.shape[:2], self.classes))
-        return rearrange(logits, "(t s) b c -> t s b c", s=self.S)
+        return self.logits(x, x.new_zeros(self.T, self.S, 1, self.d))
 
     def loss(self, x: Float[Tensor, "S b p"], y: Int[Tensor, "S b"], g: torch.Generator) -> Float[Tensor, ""]:
         """Cross-entropy of each member by itself."""
@@ -245,7 +239,7 @@ class Ensemble(nn.Module):
 
     def predict(self, x: Float[Tensor, "S b p"], g: torch.Generator) -> Float[Tensor, "S b C"]:
         """The members' mean probability."""
-        return self.members(x).softmax(-1).mean(0)
+        return probabilities(self.members(x)).mean(0)
 
 
 class LearnedSchedule(nn.Module):
@@ -264,17 +258,12 @@ class LearnedSchedule(nn.Module):
     def forward(self, t: Float[Tensor, "S n"]) -> tuple[Float[Tensor, "S n"], Float[Tensor, "S n"]]:
         r"""$\gamma(t)$ and $\gamma'(t) < 0$."""
         weight, slope = F.softplus(self.weight), F.softplus(self.slope)
-
-        def rise(s: Tensor) -> Tensor:
-            return torch.sigmoid(slope * (s[..., None] - self.centre))
-
-        def total(s: Tensor) -> Tensor:
-            return s + (weight * rise(s)).sum(-1)
-
-        first, last = total(torch.zeros_like(t[:, :1])), total(torch.ones_like(t[:, :1]))
-        drop = (self.ends[:, 1:] - self.ends[:, :1]) / (last - first)
-        steepness = 1 + (weight * slope * rise(t) * (1 - rise(t))).sum(-1)
-        return self.ends[:, :1] + drop * (total(t) - first), drop * steepness
+        times = torch.cat([torch.zeros_like(t[:, :1]), torch.ones_like(t[:, :1]), t], dim=1)
+        rise = torch.sigmoid(slope * (times[..., None] - self.centre))
+        total = times + (weight * rise).sum(-1)
+        steepness = 1 + (weight * slope * rise * (1 - rise)).sum(-1)
+        drop = (self.ends[:, 1:] - self.ends[:, :1]) / (total[:, 1:2] - total[:, :1])
+        return self.ends[:, :1] + drop * (total[:, 2:] - total[:, :1]), drop * steepness[:, 2:]
 
 
 class Flow(Labels):
@@ -336,7 +325,7 @@ class NoPropCT(Flow):
         u = self.embed(y)
         gamma, slope = self.schedule(t)
         z = noised(u, torch.sigmoid(-gamma), g)
-        error = (self.guess(self.answer(x, z, t)) - u).square().sum(-1)
+        error = (self.guess(probabilities(self.answer(x, z, t))) - u).square().sum(-1)
         denoise = self.eta / 2 * (-slope * torch.exp(-gamma) * error).mean(1).sum()  # SNR = exp(-gamma)
         start, end = torch.sigmoid(-self.schedule.ends).unbind(-1)  # (S,) each
         return self.read(noised(u, end[:, None].expand_as(t), g), y) + self.prior(u, start) + denoise
@@ -344,8 +333,8 @@ class NoPropCT(Flow):
     def velocity(self, x: Tensor, z: Float[Tensor, "S n d"], t: Float[Tensor, "S n"]) -> Float[Tensor, "S n d"]:
         r"""$\dot z = -\frac12\gamma'(\sqrt{\bar\alpha}\,\hat u - \bar\alpha z)$; no noise, same $q(z_t \mid y)$."""
         gamma, slope = self.schedule(t)
-        alpha_bar = torch.sigmoid(-gamma)[..., None]
-        return -slope[..., None] / 2 * (alpha_bar.sqrt() * self.guess(self.answer(x, z, t)) - alpha_bar * z)
+        alpha_bar, guess = torch.sigmoid(-gamma)[..., None], self.guess(probabilities(self.answer(x, z, t)))
+        return -slope[..., None] / 2 * (alpha_bar.sqrt() * guess - alpha_bar * z)
 
 
 class NoPropFM(Flow):

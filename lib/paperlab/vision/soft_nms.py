@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from paperlab.checks import require_between, require_finite, require_nonnegative, require_positive
 
@@ -49,15 +50,20 @@ def gaussian(sigma: float) -> Decay:
         ValueError: ``sigma`` is not positive.
     """
     require_positive(sigma=sigma)
-    return lambda overlap: torch.exp(-(overlap**2) / sigma)
+    return lambda overlap: torch.exp(overlap.square() / -sigma)
 
 
 class Turn(NamedTuple):
     """One turn of the loop, in every image and class at once."""
 
     pick: Int[Tensor, "*batch"]  # index of the box M that was moved to the output
-    scores: Float[Tensor, "*batch n"]  # current scores; those of picked boxes are final
-    waiting: Bool[Tensor, "*batch n"]  # the set B: neither picked nor dropped
+    final: Float[Tensor, "*batch n"]  # scores of the boxes picked so far, 0 for the others
+    waiting: Float[Tensor, "*batch n"]  # current scores of the set B, 0 for boxes that are picked or dropped
+
+    @property
+    def scores(self) -> Float[Tensor, "*batch n"]:
+        """Current scores of all boxes."""
+        return self.final + self.waiting
 
 
 def turns(
@@ -81,21 +87,23 @@ def turns(
     """
     require_finite(scores=scores)
     require_nonnegative(scores=scores, floor=floor)
-    require_between(0, 1 + 1e-6, overlaps=overlaps)
+    require_between(0, 1 + 1e-6, overlaps=torch.stack(overlaps.aminmax()) if overlaps.numel() else overlaps)
     if overlaps.shape != (*scores.shape, scores.shape[-1]):
         raise ValueError(f"overlaps must have shape {(*scores.shape, scores.shape[-1])}, got {tuple(overlaps.shape)}")
-    first, waiting = scores, scores > 0
-    for turn in range(scores.shape[-1]):
-        if not waiting.any():
+    n = scores.shape[-1]
+    first, waiting, rows = scores, scores, overlaps.reshape(-1, n)  # a waiting box has a score above 0, others have 0
+    final, starts = torch.zeros_like(scores), n * torch.arange(scores[..., 0].numel(), device=scores.device)
+    for turn in range(n):
+        pick = (waiting if rerank else first * (waiting > 0)).argmax(-1, keepdim=True)  # *batch 1
+        top = waiting.gather(-1, pick)
+        if not top.any():
             return
-        pick = (scores if rerank else first).masked_fill(~waiting, -1.0).argmax(-1, keepdim=True)  # *batch 1
-        waiting = waiting.scatter(-1, pick, False)
+        final, waiting = final.scatter_add(-1, pick, top), waiting.scatter(-1, pick, 0.0)
         if turn == 0 or not first_only:
-            overlap = overlaps.gather(-2, pick[..., None].expand(*pick.shape, scores.shape[-1])).squeeze(-2)  # *batch n
-            scores = torch.where(waiting, scores * decay(overlap), scores)  # the one line
-        dropped = waiting & ((scores < floor) | (scores == 0))
-        scores, waiting = scores.masked_fill(dropped, 0.0), waiting & ~dropped
-        yield Turn(pick.squeeze(-1), scores, waiting)
+            overlap = rows.index_select(0, starts + pick.flatten()).view_as(scores)  # *batch n
+            waiting = waiting * decay(overlap)  # the one line
+        waiting = F.threshold(waiting, floor, 0.0)
+        yield Turn(pick.squeeze(-1), final, waiting)
 
 
 def rescore(
@@ -114,7 +122,7 @@ def rescore(
     """
     final = scores
     for turn in turns(scores, overlaps, decay, floor=floor, rerank=rerank, first_only=first_only):
-        final = turn.scores
+        final = turn.final
     return final
 
 
@@ -126,9 +134,9 @@ def count_decays(
     Raises:
         ValueError: as in `turns`.
     """
-    waiting, total = scores > 0, torch.zeros(scores.shape[:-1], dtype=torch.long, device=scores.device)
+    waiting, total = scores, torch.zeros(scores.shape[:-1], dtype=torch.long, device=scores.device)
     for turn in turns(scores, overlaps, decay, floor=floor):
-        total += (waiting.sum(-1) - 1).clamp(min=0)  # all but the pick itself
+        total += ((waiting > 0).sum(-1) - 1).clamp(min=0)  # all but the pick itself
         waiting = turn.waiting
     return total
 
