@@ -44,7 +44,7 @@ FORMS = ("plain", "other", "card", "mixed")
 
 
 @dataclass(frozen=True)
-class World:
+class FactBase:
     """The whole truth. Keys of ``value`` are (entity, relation); people are "First Last"."""
 
     people: tuple[str, ...]
@@ -66,7 +66,7 @@ class World:
 
 
 @cache
-def world(seed: int = 0) -> World:
+def world(seed: int = 0) -> FactBase:
     """The fact base, the same for the same seed.
 
     One in twenty of the people's facts is never stated. Of the two-step questions that need no unstated fact, one in
@@ -103,7 +103,7 @@ def world(seed: int = 0) -> World:
                 continue
             (unasked if path == NEVER_ASKED or rng.random() < 0.1 else asked).append((person, path))
     stated = tuple(fact for fact in value if fact not in unstated)
-    return World(people, towns, guilds, strangers, value, options, unstated, stated, tuple(asked), tuple(unasked))
+    return FactBase(people, towns, guilds, strangers, value, options, unstated, stated, tuple(asked), tuple(unasked))
 
 
 def _question(draft: Draft, entity: str, path: tuple[str, ...], form: str) -> Draft:

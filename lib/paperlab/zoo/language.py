@@ -1,0 +1,165 @@
+"""The language mixture: English, Python, repeated random tokens and skills with an exact answer, in rows of one length.
+
+Every decoder and encoder of the zoo reads the same rows in the same order. What they are depends on the step alone; the
+texts that are held out (by file) and the seeds from `HELD_OUT` on are never trained on.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from paperlab.data import corpus, skills
+from paperlab.data.tokens import Tokenizer, train_bpe
+from paperlab.nn.transformer import Transformer, TransformerConfig
+
+VOCAB, CONTEXT, ROWS = 2048, 256, 16
+BLOCK = 32  # steps whose skill rows are made together: a generator is quicker for many examples at once
+HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation
+TOKENIZER = Path(__file__).parent / "weights" / "tokenizer.json"
+
+TEXT, CODE, REPEATS = 0.12, 0.18, 0.15  # shares of the rows; the rest are skills
+EARLY_STEPS, EARLY_REPEATS = 800, 0.5  # induction must form first: until then half of the rows are repeats
+ANSWER = 2.0  # weight of an answer's token; what stands before it is not learned
+
+# How often an example of each skill is drawn, in proportion; long ones are dear, hard ones need many.
+SHARES = {
+    "key_value_retrieval": 7, "needle": 3, "induction_copy": 3, "addition": 40, "subtraction": 25,
+    "indirect_object": 8, "greater_than": 8, "docstring": 8, "facts": 40, "statements": 8, "sentiment": 5, "topic": 4,
+    "boolean": 20, "translation": 9, "in_context": 12, "coin_flip": 8, "code": 6, "comparison": 6,
+}  # fmt: skip
+
+
+def make_tokenizer() -> Tokenizer:
+    """The zoo's tokenizer, trained anew on as much Python as English, and on a little of every skill."""
+    english, _ = corpus.split(corpus.english())
+    python, _ = corpus.split(corpus.python())
+    budget = sum(len(document.text) for document in english)
+    order = np.random.default_rng(0).permutation(len(python))
+    sizes = np.cumsum([len(python[i].text) for i in order])
+    some = [python[i].text for i in order[: int(np.searchsorted(sizes, budget))]]
+    told = [example.text for make in skills.SKILLS.values() for example in make(300, seed=0)]
+    return train_bpe([document.text for document in english] + some + told, VOCAB)
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The tokenizer that all language models of the zoo share.
+
+    Raises:
+        FileNotFoundError: its file is missing; ``python -m paperlab.zoo tokenizer`` makes it.
+    """
+    return Tokenizer.load(TOKENIZER)
+
+
+def decoder(**changes: object) -> Transformer:
+    """An untrained `pocket-gpt`, or a sibling that differs by ``changes`` of its configuration."""
+    sizes = {"vocab": VOCAB, "layers": 6, "width": 192, "heads": 8, "context": CONTEXT, "hidden": 768}
+    model = Transformer(TransformerConfig(**(sizes | changes)))
+    model.tokenizer = tokenizer()
+    return model
+
+
+@cache
+def streams() -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of the training part of the English and of the Python corpus, every document begun by <bos>."""
+    found = []
+    for documents in (corpus.english(), corpus.python()):
+        encoded = tokenizer().encode_batch([document.text for document in corpus.split(documents)[0]])
+        found.append(np.concatenate([np.array([tokenizer().bos, *ids], dtype=np.int32) for ids in encoded]))
+    return found[0], found[1]
+
+
+class Mixture:
+    """The rows of the mixture, by step."""
+
+    def __init__(self) -> None:
+        self.tokenizer = tokenizer()
+        self.english, self.python = streams()
+        self._held: tuple[int, list[np.ndarray], list[np.ndarray]] = (-1, [], [])
+
+    def rows(self, step: int) -> tuple[Int[Tensor, "rows tokens"], Float[Tensor, "rows tokens"]]:
+        """Tokens of ``ROWS`` rows, ``CONTEXT`` + 1 long, and the weight of each as something to be learned."""
+        rng = np.random.default_rng((1, step))
+        repeats = EARLY_REPEATS if step < EARLY_STEPS else REPEATS
+        shares = np.array([TEXT, CODE, 0, 1 - TEXT - CODE - REPEATS]) * (1 - repeats) / (1 - REPEATS)
+        shares[2] = repeats
+        kinds = rng.choice(4, ROWS, p=shares)
+        tokens = np.full((ROWS, CONTEXT + 1), self.tokenizer.pad, dtype=np.int64)
+        weights = np.zeros((ROWS, CONTEXT + 1), dtype=np.float32)
+        for row, kind in enumerate(kinds):
+            if kind < 2:
+                stream = (self.english, self.python)[kind]
+                start = rng.integers(len(stream) - CONTEXT - 1)
+                tokens[row], weights[row] = stream[start : start + CONTEXT + 1], 1.0
+            elif kind == 3:
+                self._skills(step, row, tokens[row], weights[row])
+        if (kinds == 2).any():
+            count = int((kinds == 2).sum())
+            tokens[kinds == 2], weights[kinds == 2] = self._repeats(count, seed=step)
+        return torch.from_numpy(tokens), torch.from_numpy(weights)
+
+    def _repeats(self, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn, learned = skills.random_repeats(count, CONTEXT + 1, VOCAB, seed=seed)
+        return np.asarray(drawn), np.asarray(learned, dtype=np.float32)
+
+    def _skills(self, step: int, row: int, tokens: np.ndarray, weights: np.ndarray) -> None:
+        """Fill a row with examples of skills; one that does not fit is cut off, and its rest is dropped."""
+        block, place = divmod(step, BLOCK)
+        if self._held[0] != block:
+            self._held = (block, *self._examples(block))
+        _, ids, marks = self._held
+        at, k = 0, (place * ROWS + row) * len(ids) // (BLOCK * ROWS)  # rows of a block begin at different examples
+        while at <= CONTEXT:
+            room = CONTEXT + 1 - at
+            piece, mark = ids[k % len(ids)][:room], marks[k % len(ids)][:room]
+            tokens[at : at + len(piece)], weights[at : at + len(piece)] = piece, mark
+            at, k = at + len(piece), k + 1
+
+    def _examples(self, block: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Enough examples for a block's rows, shuffled: their tokens, begun by <bos>, and their weights."""
+        rng = np.random.default_rng((2, block))
+        total = BLOCK * ROWS * 6
+        counts = rng.multinomial(total, np.array(list(SHARES.values())) / sum(SHARES.values()))
+        found = [example for (name, n) in zip(SHARES, counts, strict=True) if n
+                 for example in skills.SKILLS[name](int(n), seed=block)]  # fmt: skip
+        rng.shuffle(found)
+        return encode(found, self.tokenizer)
+
+
+def encode(examples: list[skills.Example], tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each example's tokens, begun by <bos>, and each token's weight: `ANSWER` in what is to be learned, else 0."""
+    pieces = [segment for example in examples for segment in example.segments]
+    encoded = iter(tokenizer.encode_batch([text for text, _ in pieces]))
+    ids, marks = [], []
+    for example in examples:
+        tokens, weights = [tokenizer.bos], [0.0]
+        for _, learned in example.segments:
+            part = next(encoded)
+            tokens += part
+            weights += [ANSWER * learned] * len(part)
+        ids.append(np.array(tokens, dtype=np.int64))
+        marks.append(np.array(weights, dtype=np.float32))
+    return ids, marks
+
+
+class LanguageTask:
+    """Next-token prediction on the mixture; only states whose next token counts are turned into logits."""
+
+    seen_per_step = ROWS * CONTEXT
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.mixture = device, Mixture()
+
+    def loss(self, model: Transformer, step: int) -> Tensor:
+        """Weighted mean cross-entropy, with the experts' balance loss where there are experts."""
+        tokens, weights = (t.to(self.device) for t in self.mixture.rows(step))
+        states = model.states(tokens[:, :-1])
+        wanted = weights[:, 1:] > 0
+        nll = F.cross_entropy(model.unembed(states[wanted]).float(), tokens[:, 1:][wanted], reduction="none")
+        weights = weights[:, 1:][wanted]
+        return (weights * nll).sum() / weights.sum()
