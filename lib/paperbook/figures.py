@@ -8,6 +8,7 @@ import base64
 import html
 import inspect
 import io
+import textwrap
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -163,5 +164,5 @@ def show_source(*objects: Callable | type) -> None:
         except (TypeError, OSError) as error:
             raise ValueError(f"objects: no source for {thing!r}: {error}") from None
         name = f"{thing.__module__}.{thing.__qualname__}"
-        display(Markdown(f"```python\n{inspect.cleandoc(source) if source.startswith(' ') else source.rstrip()}\n```"),
+        display(Markdown(f"```python\n{textwrap.dedent(source).rstrip()}\n```"),
                 metadata={"paperlab": SimpleNamespace(source=name).__dict__})  # fmt: skip

@@ -11,6 +11,7 @@ from paperlab.nn.layerwise import (
     TargetPropagation,
     accuracy,
     cross_entropy,
+    distance,
     tanh,
     train,
 )
@@ -90,6 +91,12 @@ def test_target_of_a_perfect_inverse_is_the_gradient_step():
 def test_tanh_is_torchs():
     x = torch.linspace(-20, 20, 999)
     torch.testing.assert_close(tanh(x), x.tanh(), atol=3e-7, rtol=0)
+    assert torch.autograd.gradcheck(tanh, torch.linspace(-3, 3, 9, dtype=torch.float64, requires_grad=True))
+
+
+def test_distance_of_known_points():
+    a = torch.tensor([[[3.0, 4.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    assert distance(a, torch.zeros_like(a)).item() == pytest.approx(25 / 2 + 2 / 2)
 
 
 def test_loss_of_forward_forward_is_the_true_and_the_false_pairs():

@@ -75,6 +75,14 @@ def test_attention_bias_and_padding_are_torchs():
     torch.testing.assert_close(ours[~padding], torch_model(model, x, bias, minus)[~padding])
 
 
+def test_the_readout_stands_between_the_final_state_and_the_embedding():
+    model, x = build(readout=True), draw()
+    expected = model.states(x) @ model.W_readout.weight.T @ model.embedding.weight.T
+    torch.testing.assert_close(model(x), expected)
+    plain = Transformer(model.config, generator=generator(0))
+    assert plain.embedding.weight.std().item() == pytest.approx(WIDTH**-0.5, rel=0.2)
+
+
 def test_bias_of_each_head_and_sequence():
     # A bias that hides key 2 from head 1 of sequence 0 must act there as -inf does, and nowhere else.
     model, x = build(), draw()

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from paperbook import colors, explore, figure, say, show, show_source, start
-from paperbook.claims import combine
+from paperbook.claims import Ledger, combine
 
 
 @pytest.fixture
@@ -78,6 +78,10 @@ def test_show_source_shows_what_runs(shown):
     show_source(combine)
     assert "def combine(" in shown[0].data
     assert shown[0].data.startswith("```python")
+    show_source(Ledger.claim)  # a method moves to the left as a whole
+    lines = shown[1].data.splitlines()
+    assert lines[1].startswith("def claim(")
+    assert any(line.startswith('    """') for line in lines)
     with pytest.raises(ValueError, match="no source for"):
         show_source(len)
     with pytest.raises(ValueError, match="at least one"):

@@ -165,7 +165,10 @@ def test_paths_of_the_repository_become_paths_of_the_stage():
     [
         ("x = 1\n" * 12 + 'show(fig, alt="…")', True),
         ("x = 1\n" * 5 + 'show(fig, alt="…")', False),  # short enough to stand open
+        ("if x:\n" + "    x = 1\n" * 12 + '    show(fig, alt="…")', True),
         ("x = 1\n" * 20, False),  # an experiment, no picture
+        ('say("It is {a}.",\n    a=1)', True),  # a sentence
+        ('a = 1\nsay("It is {a}.", a=a)', False),
     ],
 )
 def test_long_code_of_figures_is_folded(source, folded):

@@ -173,8 +173,11 @@ def _notebook(page: Page, root: Path, library: dict[str, api.Module], authors: d
 
 
 def _is_plotting(source: str) -> bool:
-    """Is the cell mostly about drawing? Its picture then comes first and its code unfolds on demand."""
-    return len(source.splitlines()) > PLOTTING_LINES and bool(re.search(r"^(show|say)\(", source, re.M))
+    """Is the cell mostly about drawing, or nothing but a sentence? What it shows then stands there, and its code
+    unfolds on demand: beside its own output, the code of a sentence would say it twice.
+    """
+    long = len(source.splitlines()) > PLOTTING_LINES and bool(re.search(r"^\s*(show|say)\(", source, re.M))
+    return long or bool(re.fullmatch(r"(say\((.|\n)*\)\s*)+", source))
 
 
 def _fill(path: Path, root: Path, catalog: Catalog, found: list[Page]) -> str:

@@ -120,6 +120,8 @@ FILLER = {
     "adjective": _list("old young small long quiet dark little plain"),
     "time": _list("then later once today often again"),
 }
+FORMS = _list("circle circles square squares triangle triangles cross crosses ring rings bar bars shape shapes")
+SPOTS = _list("above below top bottom left right middle up down many no yes")
 GLUE = _list(
     "the The of a in at to for was were gave went When Then After said that by with he she his her it on from does did "
     "lives works has owns friend town job guild pet drink country river goods founder home Codes Ask Copy code year "
@@ -132,5 +134,5 @@ def words() -> list[str]:
     lists = [NAMES, SURNAMES, TOWNS, GUILDS, COUNTRIES, RIVERS, GOODS, *CATEGORIES.values(), MONTHS, DAYS, NUMBERS]
     lists += [LETTERS, *ANTONYMS, POSITIVE, NEGATIVE, INTENSIFIERS, REVIEWED, PLACES, OBJECTS, PERIODS, PARAMETERS]
     lists += [FUNCTIONS, *MEANINGS.values(), *ALTO.values(), *BRIO.values(), LABELS, OPERATORS, *FILLER.values(), GLUE]
-    lists += [DRINKS, list(CATEGORIES), list(TOPICS)]
+    lists += [DRINKS, list(CATEGORIES), list(TOPICS), FORMS, SPOTS]
     return list(dict.fromkeys(word for some in lists for word in some))

@@ -1,8 +1,8 @@
 """FOLD-SE: default rules with exceptions, few enough to read however much data there is.
 
 "Birds fly, unless they are penguins" is how people state a rule: a default, and what breaks it. FOLD-SE learns such
-rules from tables. Its two changes to the older FOLD-R++, another impurity and the pruning of the long tail, are what
-keeps the rule set small as the data grow.
+rules from tables. It changes the older FOLD-R++ in two ways, another impurity and the pruning of the long tail, so that
+the rule set stays small as the data grow.
 
 Wang and Gupta (2022), https://arxiv.org/abs/2208.07912, sections 3 and 4.
 """
@@ -47,11 +47,10 @@ def _n_log_n(below: int) -> Float[np.ndarray, " below"]:
 def information_gain(tp: Counts, fn: Counts, tn: Counts, fp: Counts) -> Scores:
     r"""FOLD-R++'s heuristic as an impurity, the entropy that is left after the split, with $h(n) = n \log_2 n$:
 
-    $$\frac1N \big[ h(tp + fp) - h(tp) - h(fp) + h(tn + fn) - h(tn) - h(fn) \big],
-    \qquad \text{valid iff } tp + tn \ge fp + fn.$$
+    $$\frac1N \big[ h(tp + fp) - h(tp) - h(fp) + h(tn + fn) - h(tn) - h(fn) \big].$$
 
-    A literal that no positive satisfies, or that shuts out no negative, is of no use to either method and is infinite,
-    too.
+    A literal is valid iff $tp + tn \ge fp + fn$, and infinite otherwise. One that no positive satisfies, or that shuts
+    out no negative, is of no use to either method and is infinite, too.
     """
     rows = tp + fn + tn + fp
     h = _n_log_n(1 << int(rows.max(initial=0)).bit_length())

@@ -26,7 +26,7 @@ name                        shape                            value
 ``blocks.N.mlp.act``        as ``pre``                       after the activation
 ``blocks.N.mlp.out``        batch tokens width               what the feed-forward layer adds to the residual stream
 ``blocks.N.resid_post``     batch tokens width               ``resid_mid + mlp.out``
-``final``                   batch tokens width               normed residual stream, times embedding = logits
+``final``                   batch tokens width               normed residual stream: what `unembed` reads
 ==========================  ===============================  =======================================================
 
 Where nobody asks for ``scores`` or ``pattern``, attention runs as `torch.nn.functional.scaled_dot_product_attention`,
@@ -54,6 +54,8 @@ class TransformerConfig:
     """The sizes of a `Transformer`.
 
     Attributes:
+        readout: a square matrix between the final state and the tied embedding. Without it the vector of a token as
+            input is its vector as output, and a model must first unlearn to predict the token that it has just read.
         hidden: width of the feed-forward layers, of each expert where there are experts.
         causal: False makes a bidirectional encoder.
         rotary: share of each head's dimensions that is rotated, to the nearest even number of dimensions; 0 leaves
@@ -75,6 +77,7 @@ class TransformerConfig:
     rotary: float = 0.5
     experts: int = 0
     top_k: int = 2
+    readout: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(1, vocab=self.vocab, layers=self.layers, width=self.width, heads=self.heads)
@@ -393,11 +396,14 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm_final = nn.RMSNorm(config.width, eps=1e-6)
         self.final = HookPoint()
+        self.W_readout = nn.Linear(config.width, config.width, bias=False) if config.readout else nn.Identity()
         for name, weight in self.named_parameters():
             if weight.ndim > 1:  # all but the norms' gains, which stay 1
                 into_the_stream = "W_o" in name  # W_o and W_out
                 std = 0.02 / math.sqrt(2 * config.layers) if into_the_stream else 0.02
                 nn.init.normal_(weight, std=std, generator=generator)
+        if config.readout:  # logits of unit scale, as soon as the readout has grown to it
+            nn.init.normal_(self.embedding.weight, std=config.width**-0.5, generator=generator)
 
     def forward(
         self,
@@ -472,7 +478,7 @@ class Transformer(nn.Module):
 
     def unembed(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... vocab"]:
         """Logits of final states: products with the embedding."""
-        return F.linear(states, self.embedding.weight)
+        return F.linear(self.W_readout(states), self.embedding.weight)
 
     def run_with_cache(
         self,

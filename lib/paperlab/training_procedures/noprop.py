@@ -10,7 +10,7 @@ side on the leading axis, so that all blocks of all runs are one batched matrix 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -97,9 +97,21 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Float[Tensor, "copies b p"], z: Float[Tensor, "copies #b d"]) -> Float[Tensor, "copies b out"]:
         """Logits over the classes (in flow matching: a velocity). A z of b = 1 serves every image."""
-        h = self.lift(z).relu()
-        h = (h + self.bend(h).relu()).expand(-1, x.shape[1], -1)
-        return self.out(self.join(torch.cat([self.see(x).relu(), h], dim=-1)).relu())
+        return self.judge(self.see(x).relu(), z, [(m.bias, m.weight) for m in [*self.children()][1:]])
+
+    def parts(self, T: int) -> list[tuple[tuple[Tensor, Tensor], ...]]:
+        """The layers of `judge`, as (bias, weight), for each of T blocks that lie one after the other on the stack."""
+        pieces = [zip(m.bias.chunk(T), m.weight.chunk(T), strict=True) for m in [*self.children()][1:]]
+        return list(zip(*pieces, strict=True))
+
+    @staticmethod
+    def judge(seen: Float[Tensor, "k b h"], z: Float[Tensor, "k #b d"], layers: Sequence) -> Float[Tensor, "k b out"]:
+        """What is left to do when the image's own layer has answered: the path for z, the join, the output."""
+        lift, bend, join, out = layers
+        h = torch.baddbmm(lift[0], z, lift[1]).relu()
+        h = (h + torch.baddbmm(bend[0], h, bend[1]).relu()).expand(-1, seen.shape[1], -1)
+        h = torch.baddbmm(join[0], torch.cat([seen, h], dim=-1), join[1]).relu()
+        return torch.baddbmm(out[0], h, out[1])
 
 
 class Labels(nn.Module):
@@ -123,6 +135,8 @@ class Labels(nn.Module):
         self.S, self.C, self.d = embedding.shape
         self.eta, self.hidden = eta, hidden
         self.embedding = nn.Parameter(embedding.clone(), requires_grad=learn)
+        one_hot = torch.eye(self.C, device=embedding.device, dtype=embedding.dtype).expand_as(embedding[..., : self.C])
+        self.fixed_one_hot = not learn and torch.equal(embedding, one_hot)
         self.head = StackedLinear(self.S, self.d, self.C)
         with torch.no_grad():
             self.head.weight.copy_(SHARPNESS * (embedding / embedding.square().sum(-1, keepdim=True)).mT)
@@ -134,7 +148,7 @@ class Labels(nn.Module):
 
     def guess(self, p: Float[Tensor, "*k S b C"]) -> Float[Tensor, "*k S b d"]:
         r"""$\hat u = p\,W_{Embed}$ for class probabilities p: a guess can only be a mixture of clean labels."""
-        return p @ self.embedding
+        return p if self.fixed_one_hot else p @ self.embedding
 
     def read(self, z: Float[Tensor, "S b d"], y: Int[Tensor, "S b"]) -> Float[Tensor, ""]:
         r"""$-\log \hat p_{out}(y \mid z)$, mean over the batch, sum over the runs."""
@@ -176,8 +190,11 @@ class NoPropDT(Labels):
 
     def logits(self, x: Float[Tensor, "S b p"], z: Float[Tensor, "T S #b d"]) -> Float[Tensor, "T S b C"]:
         """All blocks at once, each on a state of its own: no block waits for another."""
-        images = self.sees[:, None, None, None] * x
-        return self.blocks(images.flatten(0, 1), z.flatten(0, 1)).unflatten(0, (self.T, self.S))
+        return self.blocks(self.shown(x), z.flatten(0, 1)).unflatten(0, (self.T, self.S))
+
+    def shown(self, x: Float[Tensor, "S b p"]) -> Float[Tensor, "T_S b p"]:
+        """The images as every block of every run is shown them."""
+        return (self.sees[:, None, None, None] * x).flatten(0, 1)
 
     def noisy_labels(self, u: Float[Tensor, "S b d"], g: torch.Generator) -> Float[Tensor, "T S b d"]:
         r"""$z_{t-1} \sim q(\cdot \mid y)$ for every block at once, straight from the label: no block has to run."""
@@ -194,10 +211,10 @@ class NoPropDT(Labels):
         r"""$-\log\hat p_{out}(y|z_T) + KL + \frac\eta2\sum_t\Delta\mathrm{SNR}_t\|\hat u_t(z_{t-1}, x) - u_y\|^2$."""
         u = self.embed(y)
         p = probabilities(self.logits(x, self.noisy_labels(u, g)))
-        error = (self.guess(p) - u).square().sum(-1).mean(-1)  # (T, S)
+        error = F.mse_loss(self.guess(p), u.expand(self.T, -1, -1, -1), reduction="none").sum((1, 2, 3)) / len(y[0])
         z_T = noised(u, self.alpha_bar[-1].expand(u.shape[:-1]), g)
         ends = self.read(z_T, y) + self.prior(u, self.alpha_bar[0].expand(self.S))
-        return ends + self.eta / 2 * (self.weight[:, None] * error).sum()
+        return ends + self.eta / 2 * (self.weight * error).sum()
 
     def chain(
         self, x: Float[Tensor, "S b p"], g: torch.Generator, z: Float[Tensor, "S b d"] | None = None, start: int = 0
@@ -205,11 +222,13 @@ class NoPropDT(Labels):
         r"""Inference: $z_t = a_t\hat u_t(z_{t-1}, x) + b_t z_{t-1} + \sqrt{c_t}\,\epsilon_t$, from block ``start`` on.
 
         Begins with ``z`` where it is given, else with noise. Returns all states and each block's class probabilities.
+        The layers that see nothing but the image need not wait for a state: they run at once, in all blocks.
         """
-        (a, b, c), blocks = posterior(self.alpha_bar), self.own()
+        (a, b, c), layers = posterior(self.alpha_bar), self.blocks.parts(self.T)
+        seen = self.blocks.see(self.shown(x)).relu().chunk(self.T)
         states, opinions = [self.noise(x, g) if z is None else z], []
         for t in range(start, self.T):
-            opinions.append(probabilities(blocks[t](x, states[-1])))
+            opinions.append(probabilities(self.blocks.judge(seen[t], states[-1], layers[t])))
             states.append(a[t] * self.guess(opinions[-1]) + b[t] * states[-1] + c[t].sqrt() * self.noise(x, g))
         return torch.stack(states), torch.stack(opinions)
 

@@ -22,8 +22,8 @@ BLOCK = 32  # steps whose skill rows are made together: a generator is quicker f
 HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation
 TOKENIZER = Path(__file__).parent / "weights" / "tokenizer.json"
 
-TEXT, CODE, REPEATS = 0.12, 0.18, 0.15  # shares of the rows; the rest are skills
-EARLY_STEPS, EARLY_REPEATS = 800, 0.5  # induction must form first: until then half of the rows are repeats
+TEXT, CODE, REPEATS = 0.12, 0.18, 0.2  # shares of the rows; the rest are skills
+SHORT, LONGER = 16, 16  # repeated segments have at most 16 tokens at first, one more every 16 steps, to half a row
 ANSWER = 2.0  # weight of an answer's token; what stands before it is not learned
 
 # How often an example of each skill is drawn, in proportion; long ones are dear, hard ones need many.
@@ -58,7 +58,7 @@ def tokenizer() -> Tokenizer:
 
 def decoder(**changes: object) -> Transformer:
     """An untrained `pocket-gpt`, or a sibling that differs by ``changes`` of its configuration."""
-    sizes = {"vocab": VOCAB, "layers": 6, "width": 192, "heads": 8, "context": CONTEXT, "hidden": 768}
+    sizes = {"vocab": VOCAB, "layers": 6, "width": 192, "heads": 8, "context": CONTEXT, "hidden": 768, "readout": True}
     model = Transformer(TransformerConfig(**(sizes | changes)))
     model.tokenizer = tokenizer()
     return model
@@ -85,10 +85,7 @@ class Mixture:
     def rows(self, step: int) -> tuple[Int[Tensor, "rows tokens"], Float[Tensor, "rows tokens"]]:
         """Tokens of ``ROWS`` rows, ``CONTEXT`` + 1 long, and the weight of each as something to be learned."""
         rng = np.random.default_rng((1, step))
-        repeats = EARLY_REPEATS if step < EARLY_STEPS else REPEATS
-        shares = np.array([TEXT, CODE, 0, 1 - TEXT - CODE - REPEATS]) * (1 - repeats) / (1 - REPEATS)
-        shares[2] = repeats
-        kinds = rng.choice(4, ROWS, p=shares)
+        kinds = rng.choice(4, ROWS, p=[TEXT, CODE, REPEATS, 1 - TEXT - CODE - REPEATS])
         tokens = np.full((ROWS, CONTEXT + 1), self.tokenizer.pad, dtype=np.int64)
         weights = np.zeros((ROWS, CONTEXT + 1), dtype=np.float32)
         for row, kind in enumerate(kinds):
@@ -99,13 +96,12 @@ class Mixture:
             elif kind == 3:
                 self._skills(step, row, tokens[row], weights[row])
         if (kinds == 2).any():
-            count = int((kinds == 2).sum())
-            tokens[kinds == 2], weights[kinds == 2] = self._repeats(count, seed=step)
+            segment = (2, min(CONTEXT // 2, SHORT + step // LONGER))
+            drawn, learned = skills.random_repeats(
+                int((kinds == 2).sum()), CONTEXT + 1, VOCAB, seed=step, segment=segment
+            )
+            tokens[kinds == 2], weights[kinds == 2] = drawn.numpy(), learned.numpy()
         return torch.from_numpy(tokens), torch.from_numpy(weights)
-
-    def _repeats(self, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn, learned = skills.random_repeats(count, CONTEXT + 1, VOCAB, seed=seed)
-        return np.asarray(drawn), np.asarray(learned, dtype=np.float32)
 
     def _skills(self, step: int, row: int, tokens: np.ndarray, weights: np.ndarray) -> None:
         """Fill a row with examples of skills; one that does not fit is cut off, and its rest is dropped."""
