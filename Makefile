@@ -29,7 +29,7 @@ lint: $(VENV)/.ready  ## ruff: errors, imports, format
 	@$(VENV)/bin/ruff format --check .
 
 unit: $(VENV)/.ready  ## unit tests of the library and the press, and the contract of the pages
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --ignore tests/browser --ignore tests/pages
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/browser --ignore tests/pages
 
 verdicts: book  ## the executed pages' verdicts against the committed ones; a second execution must repeat them
 	@$(PRESS) verdicts
@@ -39,7 +39,7 @@ nbval: $(VENV)/.ready  ## nbval on the pages that changed and a rotating eighth 
 	@$(PRESS) nbval $(if $(ALL),--all)
 
 browser: book  ## the built site in Chromium, offline
-	@$(PY) -m pytest -q tests/browser
+	@$(PY) -m pytest -q -n $(JOBS) tests/browser
 
 page: $(VENV)/.ready  ## execute and render one page: make page PAPER=hopfield
 	@test -n "$(PAPER)" || { echo "which one? make page PAPER=hopfield"; exit 2; }
