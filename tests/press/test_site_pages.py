@@ -1,5 +1,6 @@
 """What the site generates from the executed notebooks: ledger, index, totals, cards, bylines."""
 
+import json
 import re
 
 import nbformat
@@ -142,3 +143,19 @@ def test_a_byline_names_at_most_a_few(tiny_book, n, said):
     assert "[`energy`](#paperlab.memory.alpha.energy)" in line
     assert '<a href="alpha.ipynb" download>' in line
     assert "tests-" not in line
+
+
+def test_the_zoos_cards_say_what_was_reached(tmp_path):
+    folder = tmp_path / "lib" / "paperlab" / "zoo" / "weights"
+    folder.mkdir(parents=True)
+    score = {"value": 0.9, "low": 0.85, "high": 0.93, "n": 100}
+    card = {"name": "pocket-x", "parameters": 2_500_000, "bytes": 5_000_000, "unit": "tokens", "seen": 3_000_000,
+            "seconds": 120, "device": "CPU",
+            "scores": {"easy": {**score, "bar": 0.8}, "hard": {**score, "bar": 0.95}, "free": score}}  # fmt: skip
+    (folder / "pocket-x.json").write_text(json.dumps(card))
+    text = pages.zoo(tmp_path)
+    assert "2.50 million parameters in 5.0 MB; 3.0 million tokens seen in 2 minutes (CPU)." in text
+    assert "| easy | 0.900 [0.850, 0.930] | 100 | ≥ 0.8: reached |" in text
+    assert "| hard | 0.900 [0.850, 0.930] | 100 | ≥ 0.95: **not reached** |" in text
+    assert "| free | 0.900 [0.850, 0.930] | 100 |  |" in text
+    assert pages.zoo(tmp_path / "nowhere") == ""

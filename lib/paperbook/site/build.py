@@ -194,6 +194,7 @@ def _fill(path: Path, root: Path, catalog: Catalog, found: list[Page]) -> str:
         "ledger": lambda _: pages.ledger_table(catalog, found),
         "rules": lambda _: pages.rules(),
         "chance": lambda _: pages.chance(found),
+        "zoo": lambda _: pages.zoo(root),
         "index": lambda _: pages.paper_index(catalog, found),
         "part": lambda slug: pages.part_list(parts[slug], found),
         "part title": lambda slug: parts[slug].title,

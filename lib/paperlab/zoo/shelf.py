@@ -73,6 +73,7 @@ def put(name: str, model: nn.Module, log: dict) -> dict:
         "sha256": hashlib.sha256(data).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": len(data),
+        "unit": RECIPES[name].unit,
         **{key: log[key] for key in ("steps", "seen", "seconds", "device", "threads", "torch")},
         "scores": {},
     }
