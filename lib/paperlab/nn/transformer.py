@@ -384,7 +384,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The model. Weights are drawn from ``generator``: normal(0.02), output projections by 1/sqrt(2 layers) smaller.
 
-    What `forward` documents holds for every method that takes ``**inputs``.
+    What `states` documents holds for every method that takes ``**inputs``.
     """
 
     def __init__(self, config: TransformerConfig, *, generator: torch.Generator | None = None) -> None:
@@ -406,43 +406,14 @@ class Transformer(nn.Module):
             nn.init.normal_(self.embedding.weight, std=config.width**-0.5, generator=generator)
 
     def forward(
-        self,
-        tokens: Int[Tensor, "batch tokens"] | None = None,
-        *,
-        embeddings: Float[Tensor, "batch tokens width"] | None = None,
-        cache: KVCache | None = None,
-        attention_bias: Float[Tensor, "... query key"] | None = None,
-        head_mask: Float[Tensor, "layers heads"] | None = None,
-        layer_mask: Float[Tensor, " layers"] | None = None,
-        padding: Bool[Tensor, "batch tokens"] | None = None,
-        positions: Real[Tensor, "#batch tokens"] | None = None,
+        self, tokens: Int[Tensor, "batch tokens"] | None = None, **inputs: Tensor | KVCache | None
     ) -> Float[Tensor, "batch tokens vocab"]:
-        """Logits for every token.
-
-        Args:
-            tokens: or ``embeddings`` in their place, one of the two.
-            cache: the tokens before these; it is extended by these.
-            attention_bias: added to the scores of all layers; the keys are those of the cache, then the new ones.
-            head_mask: factor on the output of each head, 1 = keep, 0 = as if its rows of ``W_o`` were zero.
-            layer_mask: factor on what each block adds to the residual stream, 1 = keep, 0 = skip the block.
-            padding: True at tokens that no other token may attend to; on either side. Their own output is arbitrary.
-            positions: in place of 0, 1, 2, …; need not be whole, and one row serves the whole batch.
+        """Logits for every token: `unembed` of `states`, which says what may be given.
 
         Raises:
-            ValueError: not exactly one of ``tokens`` and ``embeddings``; an empty one; a token outside the vocabulary;
-                another argument whose shape does not fit; a cache for a bidirectional model or for another batch.
+            ValueError: as `states`.
         """
-        states = self.states(
-            tokens,
-            embeddings=embeddings,
-            cache=cache,
-            attention_bias=attention_bias,
-            head_mask=head_mask,
-            layer_mask=layer_mask,
-            padding=padding,
-            positions=positions,
-        )
-        return self.unembed(states)
+        return self.unembed(self.states(tokens, **inputs))
 
     def states(
         self,
@@ -458,8 +429,18 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         """The final normed states, which `unembed` turns into logits: of a few positions only, that is cheaper.
 
+        Args:
+            tokens: or ``embeddings`` in their place, one of the two.
+            cache: the tokens before these; it is extended by these.
+            attention_bias: added to the scores of all layers; the keys are those of the cache, then the new ones.
+            head_mask: factor on the output of each head, 1 = keep, 0 = as if its rows of ``W_o`` were zero.
+            layer_mask: factor on what each block adds to the residual stream, 1 = keep, 0 = skip the block.
+            padding: True at tokens that no other token may attend to; on either side. Their own output is arbitrary.
+            positions: in place of 0, 1, 2, …; need not be whole, and one row serves the whole batch.
+
         Raises:
-            ValueError: as `forward`.
+            ValueError: not exactly one of ``tokens`` and ``embeddings``; an empty one; a token outside the vocabulary;
+                another argument whose shape does not fit; a cache for a bidirectional model or for another batch.
         """
         x = self._embedded(tokens, embeddings)
         visible = self._visible(x, cache, attention_bias, padding, positions)

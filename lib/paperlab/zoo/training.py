@@ -117,9 +117,11 @@ def train(
             state["losses"].append((done, round(value, 4)))
             seconds = time.monotonic() - begun
             left = seconds / (done - first) * (total - done)
-            _say(
-                stream, f"{recipe.name} {done}/{total}  loss {value:.3f}  {left / 60:.0f} min left", last=done == total
-            )
+            line = f"{recipe.name} {done}/{total}  loss {value:.3f}  {left / 60:.0f} min left"
+            if stream.isatty():  # one line that is written over; elsewhere a line now and then
+                print(f"\r\033[K{line}", end="\n" if done == total else "", file=stream, flush=True)
+            elif done % 200 == 0 or done == total:
+                print(line, file=stream, flush=True)
         if done in wanted:
             torch.save(model.state_dict(), folder / f"step-{done:06d}.pt")
         if time.monotonic() - saved > SAVE_EVERY or done == total:
@@ -156,12 +158,3 @@ def _save(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], run: 
     fresh = path.with_suffix(".new")
     torch.save({"model": model.state_dict(), "optimizers": [opt.state_dict() for opt in opts], "run": run}, fresh)
     fresh.replace(path)
-
-
-def _say(stream, text: str, *, last: bool) -> None:
-    """One line that is written over in a terminal; elsewhere, a line now and then."""
-    if stream.isatty():
-        stream.write(f"\r\033[K{text}" + ("\n" if last else ""))
-    elif last or int(text.split()[1].split("/")[0]) % 200 == 0:
-        stream.write(text + "\n")
-    stream.flush()
