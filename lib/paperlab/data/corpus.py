@@ -7,7 +7,6 @@ The texts are those of the interpreter that runs: another minor version of Pytho
 """
 
 import ast
-import hashlib
 import os
 import sysconfig
 import warnings
@@ -17,6 +16,7 @@ from pydoc_data.topics import topics
 from typing import NamedTuple
 
 from paperlab.checks import require_between, require_nonempty
+from paperlab.data.held_out import is_held_out
 
 # Not prose and not ordinary code: tests, generated tables, and files that differ between machines.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "encodings", "__phello__"}
@@ -97,12 +97,6 @@ def english() -> list[Document]:
 def python() -> list[Document]:
     """The standard library's source files without its tests and code tables, sorted by name; tabs are four spaces."""
     return list(_sources())
-
-
-def is_held_out(name: str, share: float = 0.1) -> bool:
-    """Whether a document of this name is held out: a hash of the name alone, the same everywhere."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def split(documents: list[Document], held_out: float = 0.1) -> tuple[list[Document], list[Document]]:

@@ -1,9 +1,7 @@
-"""Measuring the models of the shelf, each as its family is measured."""
+"""Measuring the models of the shelf, each by its recipe's own measure."""
 
-from paperlab.zoo import examine, images, shelf
+from paperlab.zoo import shelf
 from paperlab.zoo.recipes import RECIPES
-
-FAMILIES = {"pocket-resnet": images.scores, "pocket-vit": images.scores, "pocket-gpt": examine.scores}
 
 
 def evaluate(name: str) -> dict[str, dict]:
@@ -14,6 +12,6 @@ def evaluate(name: str) -> dict[str, dict]:
         paperlab.zoo.ZooError: no weights, or damaged ones.
     """
     told, model = shelf.card(name), shelf.load(name)
-    told["scores"] = FAMILIES[name](model, RECIPES[name].build)
+    told["scores"] = RECIPES[name].scores(model, RECIPES[name].build)
     shelf.write_card(told)
     return told["scores"]

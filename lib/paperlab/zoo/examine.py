@@ -27,13 +27,13 @@ def exact(model: Transformer, examples: list[skills.Example], *, batch: int = 64
             tokens[k, : len(ids[r])] = torch.from_numpy(ids[r][:longest])
         found = model.states(tokens[:, :-1])
         for k, r in enumerate(rows):
-            last = _last_run(marks[r] > 0)
+            last = last_run(marks[r] > 0)
             guess = model.unembed(found[k, last.start - 1 : last.stop - 1]).argmax(-1)
             right[r] = bool((guess == tokens[k, last.start : last.stop]).all())
     return right
 
 
-def _last_run(marked: np.ndarray) -> slice:
+def last_run(marked: np.ndarray) -> slice:
     """The last run of marked tokens: where the last answer stands."""
     stop = int(np.flatnonzero(marked)[-1]) + 1
     start = stop
@@ -62,7 +62,7 @@ def year_difference(model: Transformer, examples: list[skills.Example]) -> np.nd
     digits = torch.tensor([model.tokenizer.token_id(str(d)) for d in range(10)])
     found = []
     for tokens, mark, example in zip(ids, marks, examples, strict=True):
-        start = _last_run(mark > 0).start
+        start = last_run(mark > 0).start
         prompt = torch.from_numpy(tokens[:start])
         tens = model(prompt[None])[0, -1].softmax(-1)[digits]
         branches = torch.cat([prompt.expand(10, -1), digits[:, None]], dim=1)

@@ -24,6 +24,7 @@ TOKENIZER = Path(__file__).parent / "weights" / "tokenizer.json"
 
 TEXT, CODE, REPEATS = 0.12, 0.18, 0.2  # shares of the rows; the rest are skills
 SHORT, LONGER = 16, 16  # repeated segments have at most 16 tokens at first, one more every 16 steps, to half a row
+BALANCE = 0.01  # weight of the experts' balance loss, as in Fedus et al. (2021)
 ANSWER = 2.0  # weight of an answer's token; what stands before it is not learned
 
 # How often an example of each skill is drawn, in proportion; long ones are dear, hard ones need many.
@@ -58,7 +59,7 @@ def tokenizer() -> Tokenizer:
 
 def decoder(**changes: object) -> Transformer:
     """An untrained `pocket-gpt`, or a sibling that differs by ``changes`` of its configuration."""
-    sizes = {"vocab": VOCAB, "layers": 6, "width": 192, "heads": 8, "context": CONTEXT, "hidden": 768, "readout": True}
+    sizes = {"vocab": VOCAB, "layers": 6, "width": 128, "heads": 4, "context": CONTEXT, "hidden": 512, "readout": True}
     model = Transformer(TransformerConfig(**(sizes | changes)))
     model.tokenizer = tokenizer()
     return model
@@ -154,8 +155,9 @@ class LanguageTask:
     def loss(self, model: Transformer, step: int) -> Tensor:
         """Weighted mean cross-entropy, with the experts' balance loss where there are experts."""
         tokens, weights = (t.to(self.device) for t in self.mixture.rows(step))
-        states = model.states(tokens[:, :-1])
+        states, balance = model.states_and_balance(tokens[:, :-1]) if model.config.experts else (
+            model.states(tokens[:, :-1]), 0.0)  # fmt: skip
         wanted = weights[:, 1:] > 0
         nll = F.cross_entropy(model.unembed(states[wanted]).float(), tokens[:, 1:][wanted], reduction="none")
         weights = weights[:, 1:][wanted]
-        return (weights * nll).sum() / weights.sum()
+        return (weights * nll).sum() / weights.sum() + BALANCE * balance

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paperlab.checks import require_at_least
 from paperlab.devices import seed_everything
+from paperlab.zoo.muon import Muon
 
 SAVE_EVERY = 120.0  # seconds between checkpoints
 
@@ -34,11 +35,13 @@ class Task(Protocol):
 class Recipe:
     """How one pocket model is made. Rates are peaks: they rise over ``warmup`` steps, hold, and fall linearly to 0
     from ``decay_from`` (a share of all steps) on. Matrices inside the network are trained by Muon, the rest by AdamW.
+    ``scores`` measures the finished model on held-out data, given the model and ``build``.
     """
 
     name: str
     build: Callable[[], nn.Module]
     task: Callable[[torch.device], Task]
+    scores: Callable[[nn.Module, Callable[[], nn.Module]], dict[str, dict]]
     steps: int
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
@@ -61,8 +64,7 @@ def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     others = [p for name, p in model.named_parameters() if name not in inside and p.requires_grad]
     found: list[torch.optim.Optimizer] = []
     if matrices:
-        decay = recipe.weight_decay
-        found.append(torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=decay, adjust_lr_fn="original"))
+        found.append(Muon(matrices, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay))
     if others:
         found.append(torch.optim.AdamW(others, lr=recipe.other_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True))
     return found
@@ -102,7 +104,7 @@ def train(
         for opt, peak in zip(opts, peaks, strict=True):
             for group, lr in zip(opt.param_groups, peak, strict=True):
                 group["lr"] = lr * recipe.rate(step)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):  # most processors emulate it
             loss = task.loss(model, step)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

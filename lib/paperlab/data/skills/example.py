@@ -5,14 +5,13 @@ that prompt and answer can be encoded apart. Beside the text stands its ground t
 """
 
 import random
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from paperlab.checks import require_at_least, require_nonnegative, require_one_of
+from paperlab.data.held_out import is_held_out
 
 PARTS = ("train", "held_out", "all")
-SHARE = 10  # one in ten is held out
 Span = tuple[int, int]
 Range = int | tuple[int, int]  # a number, or the least and the most of what is drawn
 
@@ -103,11 +102,6 @@ def span_of(low: int, high: int, /, **named: Range) -> tuple[int, int]:
     if not low <= least <= most <= high:
         raise ValueError(f"{name} must be a number or a range within {low} to {high}, got {value!r}")
     return least, most
-
-
-def is_held_out(key: str) -> bool:
-    """Whether the content ``key`` is held out: one in ten, by a checksum that is the same everywhere."""
-    return zlib.crc32(key.encode()) * 2654435761 % 2**32 < 2**32 // SHARE
 
 
 def collect(
