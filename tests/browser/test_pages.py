@@ -18,6 +18,10 @@ VISIBLE = (
 )
 BROKEN = "() => [...document.images].filter(i => i.loading !== 'lazy' && !i.naturalWidth).map(i => i.src)"
 TYPESET = "() => [...document.querySelectorAll('main .math')].every(m => m.querySelector('mjx-container'))"
+# Displayed equations that are wider than their column: their ends are cut off, or hidden behind a scroll bar.
+TOO_WIDE = """() => [...document.querySelectorAll('main mjx-container[display="true"]')]
+    .filter(c => c.querySelector('mjx-math').getBoundingClientRect().width > c.parentElement.clientWidth + 1)
+    .map(c => c.parentElement.id || c.querySelector('mjx-assistive-mml')?.textContent)"""
 
 
 def wait_for_frame(page, box, test: str, alt: str) -> None:
@@ -32,6 +36,7 @@ def test_page_works_offline(visit, name):
     assert page.locator("h1:visible").count() == 1
     assert page.evaluate(BROKEN) == []
     assert page.evaluate(TYPESET)
+    assert page.evaluate(TOO_WIDE) == []
     assert page.locator("mjx-merror").count() == 0
 
 

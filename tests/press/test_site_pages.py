@@ -10,7 +10,7 @@ import pytest
 from paperbook.catalog import load_catalog
 from paperbook.claims import MIME, Ledger, compare, exact, trend
 from paperbook.errors import PressError
-from paperbook.site import pages
+from paperbook.site import pages, zoo
 from paperbook.site.harvest import harvest
 
 FIGURE = (
@@ -145,17 +145,33 @@ def test_a_byline_names_at_most_a_few(tiny_book, n, said):
     assert "tests-" not in line
 
 
-def test_the_zoos_cards_say_what_was_reached(tmp_path):
+@pytest.fixture
+def shelf(tmp_path):
+    """A repository with one model's card."""
     folder = tmp_path / "lib" / "paperlab" / "zoo" / "weights"
     folder.mkdir(parents=True)
     score = {"value": 0.9, "low": 0.85, "high": 0.93, "n": 100}
     card = {"name": "pocket-x", "parameters": 2_500_000, "bytes": 5_000_000, "unit": "tokens", "seen": 3_000_000,
             "seconds": 120, "device": "CPU",
-            "scores": {"easy": {**score, "bar": 0.8}, "hard": {**score, "bar": 0.95}, "free": score}}  # fmt: skip
+            "scores": {"easy": {**score, "bar": 0.8}, "hard": {**score, "bar": 0.95}, "free": score},
+            "heads": {"induction": [[0.1234, 1.2], [0.0, 0.5]]}, "stream": {"median": [1.0, 2.04], "largest": [3, 40]},
+            "samples": [["def", " f(<x>):\n    pass"]]}  # fmt: skip
     (folder / "pocket-x.json").write_text(json.dumps(card))
-    text = pages.zoo(tmp_path)
+    return tmp_path
+
+
+def test_the_zoos_cards_say_what_was_reached(shelf, tmp_path):
+    text = zoo.scores(shelf)
     assert "2.50 million parameters in 5.0 MB; 3.0 million tokens seen in 2 minutes (CPU)." in text
     assert "| easy | 0.900 [0.850, 0.930] | 100 | ≥ 0.8: reached |" in text
     assert "| hard | 0.900 [0.850, 0.930] | 100 | ≥ 0.95: **not reached** |" in text
     assert "| free | 0.900 [0.850, 0.930] | 100 |  |" in text
-    assert pages.zoo(tmp_path / "nowhere") == ""
+    assert zoo.scores(tmp_path / "nowhere") == ""
+
+
+def test_a_model_shows_its_heads_its_stream_and_what_it_writes(shelf):
+    heads = zoo.heads(shelf, "pocket-x")
+    assert '<th scope="row">layer 1</th><td style="--score: 0.000">0.00</td>' in heads
+    assert '<td style="--score: 1.000">1.20</td>' in heads
+    assert "| 1 | 2.0 | 40.0 |" in zoo.stream(shelf, "pocket-x")
+    assert "<b>def</b> f(&lt;x&gt;):\n    pass</pre>" in zoo.samples(shelf, "pocket-x")

@@ -20,7 +20,7 @@ import yaml
 from paperbook.catalog import Catalog, load_catalog
 from paperbook.errors import PressError
 from paperbook.paths import unwritable
-from paperbook.site import api, pages
+from paperbook.site import api, pages, zoo
 from paperbook.site.harvest import Page, harvest
 from paperbook.site.stage import Stage, write
 from paperbook.site.vendor import vendor
@@ -194,7 +194,10 @@ def _fill(path: Path, root: Path, catalog: Catalog, found: list[Page]) -> str:
         "ledger": lambda _: pages.ledger_table(catalog, found),
         "rules": lambda _: pages.rules(),
         "chance": lambda _: pages.chance(found),
-        "zoo": lambda _: pages.zoo(root),
+        "zoo": lambda _: zoo.scores(root),
+        "heads": lambda name: zoo.heads(root, name),
+        "stream": lambda name: zoo.stream(root, name),
+        "samples": lambda name: zoo.samples(root, name),
         "index": lambda _: pages.paper_index(catalog, found),
         "part": lambda slug: pages.part_list(parts[slug], found),
         "part title": lambda slug: parts[slug].title,

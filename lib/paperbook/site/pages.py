@@ -5,7 +5,6 @@ around them stands in `book/*.md`, which asks for a fragment by its name in doub
 """
 
 import html
-import json
 import math
 import re
 from collections import Counter
@@ -123,25 +122,6 @@ def ledger_table(catalog: Catalog, pages: list[Page]) -> str:
 def rules() -> str:
     """The rule of every kind of measurement, in the words of the code that applies it."""
     return "\n\n".join(f"{kind.replace('_', ' ')}\n: {text}" for kind, text in RULES.items())
-
-
-def zoo(root: Path) -> str:
-    """The cards of the pocket models: how each was made, and its scores beside what was asked for."""
-    lines = []
-    for path in sorted((root / "lib" / "paperlab" / "zoo" / "weights").glob("pocket-*.json")):
-        card = json.loads(path.read_text())
-        lines += [f"### {card['name']}", "",
-                  f"{card['parameters'] / 1e6:.2f} million parameters in {card['bytes'] / 1e6:.1f} MB; "
-                  f"{card['seen'] / 1e6:.1f} million {card['unit']} seen in {card['seconds'] / 60:.0f} minutes "
-                  f"({card['device']}).", "", "| held-out score | value and 95% interval | n | asked for |",
-                  "| --- | --- | --- | --- |"]  # fmt: skip
-        for name, score in card["scores"].items():
-            bar = score.get("bar")
-            asked = "" if bar is None else f"≥ {bar:g}: {'reached' if score['value'] >= bar else '**not reached**'}"
-            value = f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-            lines.append(f"| {name} | {value} | {score['n']} | {asked} |")
-        lines.append("")
-    return "\n".join(lines)
 
 
 def by_chance(pages: Iterable[Page]) -> tuple[int, float, float, Counter]:

@@ -2,6 +2,8 @@
 
 import hashlib
 
+HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: no training step reaches them
+
 
 def is_held_out(key: str, share: float = 0.1) -> bool:
     """Whether the content that ``key`` names is held out: a hash of the key alone, the same everywhere."""

@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from paperlab.data import corpus, skills
+from paperlab.data.held_out import HELD_OUT
 from paperlab.ngrams import KneserNey
 from paperlab.nn.transformer import Transformer
-from paperlab.zoo.language import CONTEXT, HELD_OUT, VOCAB, Mixture, encode
+from paperlab.zoo.language import CONTEXT, VOCAB, Mixture, encode
 from paperlab.zoo.scores import mean, share
 
 

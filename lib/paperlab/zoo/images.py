@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from paperlab.data.digits import digits_split
 from paperlab.data.glyphs import draw_glyphs
+from paperlab.data.held_out import HELD_OUT
 from paperlab.devices import seed_everything
 from paperlab.training import fit
 from paperlab.zoo.scores import mean, share
 
 CLASSES, BATCH, SIZE = 128, 256, 16
-HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation: no training step reaches them
 
 
 class GlyphTask:

@@ -1,7 +1,7 @@
 """The language mixture: English, Python, repeated random tokens and skills with an exact answer, in rows of one length.
 
 Every decoder and encoder of the zoo reads the same rows in the same order. What they are depends on the step alone; the
-texts that are held out (by file) and the seeds from `HELD_OUT` on are never trained on.
+texts that are held out (by file) and the seeds from `paperlab.data.held_out.HELD_OUT` on are never trained on.
 """
 
 from functools import cache
@@ -19,7 +19,6 @@ from paperlab.nn.transformer import Transformer, TransformerConfig
 
 VOCAB, CONTEXT, ROWS = 2048, 256, 16
 BLOCK = 32  # steps whose skill rows are made together: a generator is quicker for many examples at once
-HELD_OUT = 1_000_000_000  # seeds from here on are for evaluation
 TOKENIZER = Path(__file__).parent / "weights" / "tokenizer.json"
 
 TEXT, CODE, REPEATS = 0.12, 0.18, 0.2  # shares of the rows; the rest are skills

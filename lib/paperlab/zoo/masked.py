@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperlab.data import corpus, lexicon, skills
+from paperlab.data.held_out import HELD_OUT
 from paperlab.nn.transformer import Transformer
 from paperlab.zoo.examine import last_run
-from paperlab.zoo.language import ANSWER, CONTEXT, HELD_OUT, VOCAB, Mixture, encode
+from paperlab.zoo.language import ANSWER, CONTEXT, VOCAB, Mixture, encode
 from paperlab.zoo.scores import mean, share
 
 CHOSEN, CHOSEN_IN_ANSWERS = 0.2, 0.5
