@@ -173,5 +173,8 @@ def test_a_model_shows_its_heads_its_stream_and_what_it_writes(shelf):
     heads = zoo.heads(shelf, "pocket-x")
     assert '<th scope="row">layer 1</th><td style="--score: 0.000">0.00</td>' in heads
     assert '<td style="--score: 1.000">1.20</td>' in heads
-    assert "| 1 | 2.0 | 40.0 |" in zoo.stream(shelf, "pocket-x")
+    assert "Highest: induction in layer 0, head 1 (1.20)." in heads
+    stream = zoo.stream(shelf, "pocket-x")
+    assert "| 1 | 2.0 | 40.0 |" in stream
+    assert "The largest is 20 times its layer's median (largest, layer 1)." in stream
     assert "<b>def</b> f(&lt;x&gt;):\n    pass</pre>" in zoo.samples(shelf, "pocket-x")

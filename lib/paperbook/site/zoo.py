@@ -32,9 +32,13 @@ def scores(root: Path) -> str:
 
 
 def heads(root: Path, name: str) -> str:
-    """Three maps of a model's heads, layer by layer: the deeper the ground, the higher the score that stands on it."""
-    maps = []
+    """Maps of a model's heads, layer by layer: the deeper the ground, the higher the score on it. Then, where each map
+    is highest.
+    """
+    maps, highest = [], []
     for what, rows in _card(root, name)["heads"].items():
+        score, layer, head = max((x, i, j) for i, row in enumerate(rows) for j, x in enumerate(row))
+        highest.append(f"{what} in layer {layer}, head {head} ({score:.2f})")
         columns = "".join(f'<th scope="col">head {k}</th>' for k in range(len(rows[0])))
         body = "".join(
             f'<tr><th scope="row">layer {layer}</th>'
@@ -44,16 +48,23 @@ def heads(root: Path, name: str) -> str:
         )
         maps.append(f'<table class="paperlab-heads"><caption>{html.escape(what)}</caption><thead><tr><td></td>'
                     f"{columns}</tr></thead><tbody>{body}</tbody></table>")  # fmt: skip
-    return raw(f'<div class="paperlab-scroll" tabindex="0" role="region" aria-label="Heads of {name}">'
-               f"{''.join(maps)}</div>")  # fmt: skip
+    table = raw(f'<div class="paperlab-scroll" tabindex="0" role="region" aria-label="Heads of {name}">'
+                f"{''.join(maps)}</div>")  # fmt: skip
+    return f"{table}\n\nHighest: {', '.join(highest)}."
 
 
 def stream(root: Path, name: str) -> str:
-    """The sizes of a model's residual stream, a row a layer."""
+    """The sizes of a model's residual stream, a row a layer; then the largest of all beside its layer's median."""
     sizes = _card(root, name)["stream"]
     lines = [f"| after layer | {' | '.join(sizes)} |", "| --- |" + " --- |" * len(sizes)]
     for layer, row in enumerate(zip(*sizes.values(), strict=True)):
         lines.append(f"| {layer} | {' | '.join(f'{x:.1f}' for x in row)} |")
+    ratio, where, layer = max(
+        (x / median, what, layer)
+        for what, values in sizes.items()
+        for layer, (x, median) in enumerate(zip(values, sizes["median"], strict=True))
+    )
+    lines += ["", f"The largest is {ratio:.0f} times its layer's median ({where}, layer {layer})."]
     return "\n".join(lines)
 
 

@@ -18,7 +18,13 @@ from paperlab.devices import generator
 from paperlab.nn.transformer import Transformer, generate
 from paperlab.zoo.language import CONTEXT, VOCAB
 
-PROMPTS = ("The ", "def ", "class ", "import ")
+PROMPTS = (
+    "The argument must be an integer or a string. If it is not,",
+    'def read(self, size=-1):\n    """Read up to size bytes from the file."""\n    if',
+    "class Queue:\n    def __init__(self, maxsize=0):\n        self.maxsize = maxsize\n",
+    "339+296=",  # its digits from the last to the first
+    "Alto: mar-im bek ran-im zim. Brio:",  # two made-up languages
+)
 SETTLED = 8  # queries before it see so few tokens that weight on the first says little
 
 
@@ -72,7 +78,7 @@ def stream_sizes(model: Transformer, *, rows: int = 16) -> dict[str, list[float]
 
 
 def portrait(model: Transformer) -> dict:
-    """What a card keeps: scores of every head, sizes of the stream, and text written at temperature 0.7."""
+    """What a card keeps: scores of every head, sizes of the stream, and text that it writes."""
     heads = {
         "induction": induction_scores(model),
         "retrieval": retrieval_scores(model),
@@ -93,8 +99,9 @@ def _english(model: Transformer, rows: int) -> Int[Tensor, "rows context"]:
 
 
 def _continued(model: Transformer, prompt: str, seed: int) -> str:
-    tokens = torch.tensor([[model.tokenizer.bos, *model.tokenizer.encode(prompt.rstrip())]])
-    longer = generate(model, tokens, steps=60, temperature=0.7, top_p=0.95, generator=generator(seed))
+    """Forty tokens, drawn from the smallest sets that hold 95% of the probability."""
+    tokens = torch.tensor([[model.tokenizer.bos, *model.tokenizer.encode(prompt)]])
+    longer = generate(model, tokens, steps=40, temperature=1.0, top_p=0.95, generator=generator(seed))
     return model.tokenizer.decode(longer[0, tokens.shape[1] :].tolist())
 
 
