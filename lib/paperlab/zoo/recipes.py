@@ -7,7 +7,7 @@ from torch import nn
 
 from paperlab.nn.resnet import ResNet
 from paperlab.nn.vit import ViT
-from paperlab.zoo import examine, images, masked
+from paperlab.zoo import examine, images, masked, matching
 from paperlab.zoo.language import LanguageTask, decoder
 from paperlab.zoo.training import Recipe
 
@@ -33,5 +33,8 @@ RECIPES = {
         _language("pocket-bert", partial(decoder, causal=False), task=masked.MaskedTask, scores=masked.scores),
         _glyphs("pocket-resnet", lambda: ResNet(images.CLASSES)),
         _glyphs("pocket-vit", lambda: ViT(images.CLASSES)),
+        Recipe(
+            "pocket-clip", matching.clip, matching.MatchingTask, matching.scores, steps=1000, warmup=50, unit="pairs"
+        ),
     )
 }
