@@ -7,7 +7,7 @@ from torch import nn
 
 from paperlab.nn.resnet import ResNet
 from paperlab.nn.vit import ViT
-from paperlab.zoo import examine, images, masked, matching
+from paperlab.zoo import examine, images, masked, matching, painting
 from paperlab.zoo.language import LanguageTask, decoder
 from paperlab.zoo.training import Recipe
 
@@ -35,6 +35,15 @@ RECIPES = {
         _glyphs("pocket-vit", lambda: ViT(images.CLASSES)),
         Recipe(
             "pocket-clip", matching.clip, matching.MatchingTask, matching.scores, steps=1000, warmup=50, unit="pairs"
+        ),
+        Recipe(
+            "pocket-diffusion",
+            painting.painter,
+            painting.PaintingTask,
+            painting.scores,
+            steps=5000,
+            decay_from=0.3,
+            unit="images",
         ),
     )
 }
