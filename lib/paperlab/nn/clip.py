@@ -3,9 +3,11 @@ r"""Pictures and sentences in one space: an image tower and a text tower, traine
 Both towers end in a unit vector. The similarity of picture i and text j is their cosine times a learned factor, and
 the loss asks each picture for its text among all texts of the batch, and each text for its picture:
 
-$$\mathrm{logits}_{ij} = e^{\tau}\,\langle u_i, v_j\rangle, \qquad
-  \mathcal L = \tfrac12\Big(\operatorname{mean}_i -\log\frac{e^{\mathrm{logits}_{ii}}}{\sum_j e^{\mathrm{logits}_{ij}}}
-  + \operatorname{mean}_j -\log\frac{e^{\mathrm{logits}_{jj}}}{\sum_i e^{\mathrm{logits}_{ij}}}\Big).$$
+$$\begin{aligned}
+\ell_{ij} &= e^{\tau}\,\langle u_i, v_j\rangle, \\
+\mathcal L &= -\tfrac12 \operatorname{mean}_i \Big(\log\frac{e^{\ell_{ii}}}{\sum_j e^{\ell_{ij}}}
++ \log\frac{e^{\ell_{ii}}}{\sum_j e^{\ell_{ji}}}\Big).
+\end{aligned}$$
 
 Radford et al. (2021), https://arxiv.org/abs/2103.00020, section 2.3 and figure 3.
 """

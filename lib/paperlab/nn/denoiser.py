@@ -5,9 +5,11 @@ arXiv:2112.10752). The caption reaches the picture by cross-attention alone, so 
 which word acts where. In each block, with $\tilde x = \mathrm{norm}(x)(1 + s) + b$, and s, b and the gate g given by
 the time,
 
-$$x \leftarrow x + (1 + g)\,\mathrm{attention}(\tilde x), \qquad
-x \leftarrow x + \mathrm{cross}(\mathrm{norm}(x), \text{words}), \qquad
-x \leftarrow x + (1 + g')\,\mathrm{mlp}(\tilde x').$$
+$$\begin{aligned}
+x &\leftarrow x + (1 + g)\,\mathrm{attention}(\tilde x), \\
+x &\leftarrow x + \mathrm{cross}(\mathrm{norm}(x), \text{words}), \\
+x &\leftarrow x + (1 + g')\,\mathrm{mlp}(\tilde x').
+\end{aligned}$$
 
 The words' states come from the ``reader``, a small bidirectional `Transformer`. Hook points, in the order in which they
 fire (``N`` is a block's number, from 0; a query is a patch, row by row):
