@@ -25,12 +25,13 @@ TEXT, CODE, REPEATS = 0.12, 0.18, 0.2  # shares of the rows; the rest are skills
 SHORT, LONGER = 16, 16  # repeated segments have at most 16 tokens at first, one more every 16 steps, to half a row
 BALANCE = 0.01  # weight of the experts' balance loss, as in Fedus et al. (2021)
 ANSWER = 2.0  # weight of an answer's token; what stands before it is not learned
+ENDING = 1.0  # weight of the token after an answer: where an answer ends is learned too
 
 # How often an example of each skill is drawn, in proportion; long ones are dear, hard ones need many.
 SHARES = {
-    "key_value_retrieval": 7, "needle": 3, "induction_copy": 3, "addition": 40, "subtraction": 25,
-    "indirect_object": 8, "greater_than": 8, "docstring": 8, "facts": 40, "statements": 8, "sentiment": 5, "topic": 4,
-    "boolean": 20, "translation": 9, "in_context": 12, "coin_flip": 8, "code": 6, "comparison": 6,
+    "key_value_retrieval": 7, "needle": 3, "induction_copy": 3, "addition": 28, "subtraction": 18,
+    "indirect_object": 8, "greater_than": 8, "docstring": 8, "facts": 80, "statements": 12, "sentiment": 5, "topic": 4,
+    "boolean": 24, "translation": 9, "in_context": 12, "coin_flip": 10, "code": 6, "comparison": 6,
 }  # fmt: skip
 
 
@@ -115,6 +116,8 @@ class Mixture:
             piece, mark = ids[k % len(ids)][:room], marks[k % len(ids)][:room]
             tokens[at : at + len(piece)], weights[at : at + len(piece)] = piece, mark
             at, k = at + len(piece), k + 1
+        ends = (weights[:-1] == ANSWER) & (weights[1:] == 0)
+        weights[1:][ends] = ENDING
 
     def _examples(self, block: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Enough examples for a block's rows, shuffled: their tokens, begun by <bos>, and their weights."""
