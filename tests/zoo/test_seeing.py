@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from paperlab.data.scenes import FAVOURITE, Object, captions, draw_scenes, questions, render
+from paperlab.nn.clip import Clip
 from paperlab.nn.hooks import recorded
 from paperlab.nn.lvlm import Lvlm
 from paperlab.zoo import seeing
 from paperlab.zoo.language import tokenizer
 
-SIZES = {"bos": 1, "size": 8, "patch": 4, "eye_width": 8, "eye_layers": 1, "width": 8, "layers": 2, "heads": 2}
+SIZES = {"bos": 1, "size": 8, "eye_width": 8, "eye_layers": 1, "width": 8, "layers": 2, "heads": 2}
 TINY, ONE, WORDS = Lvlm(50, frames=2, **SIZES), torch.zeros(1, 1, 3, 8, 8), torch.zeros(2, 3, dtype=torch.long)
 
 
@@ -40,12 +41,36 @@ def test_a_visual_token_is_the_projected_state_of_its_patch(small):
     torch.testing.assert_close(found[1, -1], small.decoder.embedding.weight[6])
 
 
-def test_the_encoder_reads_the_pixels_of_a_patch(small):
+def test_the_encoder_reads_the_patches_of_what_the_stem_sees(small):
     picture = torch.randn(1, 3, 8, 8)
-    with recorded(small, "eye.embed") as seen:
+    with recorded(small, "eye.body.embed") as seen:
         small.encode(picture)
-    expected = small.embed(picture[:, :, 4:8, 0:4].flatten(1)) + small.places[2]  # second row, first column
-    torch.testing.assert_close(seen["eye.embed"][:, 2], expected)
+    halved = F.gelu(small.stem[2](F.gelu(small.stem[0](picture))))
+    assert halved.shape[-2:] == (4, 4)
+    expected = small.eye.embed(halved[:, :, 2:4, 0:2].flatten(1)) + small.eye.places[3]  # second row, first column
+    torch.testing.assert_close(seen["eye.body.embed"][:, 3], expected)
+
+
+def test_the_adopted_eye_sees_what_the_image_tower_sees_before_its_last_block_and_is_not_trained(small):
+    clip = Clip(50, end=2, size=8, dim=6, width=8, heads=2, image_layers=2, text_layers=1)
+    pictures = torch.randn(2, 3, 8, 8)
+    small.adopt(clip)
+    with recorded(clip, "image.body.blocks.0.resid_post") as seen:
+        clip.image_states(pictures)
+    expected = F.rms_norm(seen["image.body.blocks.0.resid_post"], (8,), clip.image.body.norm_final.weight, eps=1e-6)
+    torch.testing.assert_close(small.encode(pictures), expected[:, 1:])
+    trained = {name.split(".")[0] for name, p in small.named_parameters() if p.requires_grad}
+    assert trained == {"projector", "moments", "decoder"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"), [({"width": 16}, "width"), ({"size": 12}, "context"), ({"heads": 1}, "heads")]
+)
+def test_an_eye_of_another_shape_is_refused(changes, name):
+    with pytest.raises(ValueError, match=f"clip.*{name}"):
+        TINY.adopt(Clip(50, **({"end": 2, "size": 8, "width": 8, "heads": 2, "image_layers": 1} | changes)))
+    with pytest.raises(ValueError, match="clip"):
+        Lvlm(50, **(SIZES | {"eye_layers": 2})).adopt(Clip(50, end=2, size=8, width=8, heads=2, image_layers=1))
 
 
 def test_reading_what_was_looked_at_is_the_pass_over_the_joint_sequence(small):
@@ -66,7 +91,7 @@ def test_several_texts_read_one_picture_and_none_sees_another(small):
 def test_gradients_reach_the_first_pixel_layer_through_the_cache(small):
     pictures, text = torch.randn(2, 2, 3, 8, 8), torch.randint(50, (2, 5))
     open_, cached = (
-        torch.autograd.grad(loss, small.embed.weight)[0]
+        torch.autograd.grad(loss, small.stem[0].weight)[0]
         for loss in (
             small.decoder(embeddings=small.joint(pictures, text))[:, small.visual(2).stop :].square().sum(),
             small(pictures, text).square().sum(),
@@ -117,9 +142,9 @@ def test_hook_points_of_encoder_and_decoder_are_there(small):
     pattern = seen["blocks.1.attn.pattern"]
     assert pattern.shape == (1, 2, 13, 13)
     torch.testing.assert_close(pattern.sum(-1), torch.ones(1, 2, 13))
-    with recorded(small, "eye.blocks.0.attn.pattern") as seen:
+    with recorded(small, "eye.body.blocks.0.attn.pattern") as seen:
         small(pictures, text)
-    assert seen["eye.blocks.0.attn.pattern"].shape == (2, 2, 4, 4)
+    assert seen["eye.body.blocks.0.attn.pattern"].shape == (2, 2, 5, 5)
 
 
 class Same(nn.Module):
@@ -288,7 +313,7 @@ def test_a_little_training_lowers_the_loss(monkeypatch):
     ("call", "name"),
     [
         (lambda: Lvlm(50, bos=50), "bos"),
-        (lambda: Lvlm(50, bos=0, patch=5), "patch"),
+        (lambda: Lvlm(50, bos=0, size=10), "size"),
         (lambda: Lvlm(50, bos=0, size=0), "size"),
         (lambda: Lvlm(50, bos=0, frames=0), "frames"),
         (lambda: TINY.visual(3), "frames"),

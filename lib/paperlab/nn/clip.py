@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from paperlab.checks import require_at_least, require_between, require_nonempty
 from paperlab.nn.transformer import Transformer, TransformerConfig
-from paperlab.nn.vit import ViT
+from paperlab.nn.vit import STEM_CHANNELS, ViT, halving_stem
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of the cosines, as in the paper
 
@@ -30,8 +30,8 @@ FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of the cosines, as in the paper
 class Clip(nn.Module):
     """The two towers. Hook points: ``image.body.blocks.N…`` and ``text.blocks.N…``.
 
-    The image tower halves the picture by convolutions (Xiao et al., 2021, arXiv:2106.14881), cuts what they see into
-    patches of 4 × 4 pixels and reads these, with a class token before them, as a `ViT`; ``image.body.unembed`` takes
+    The image tower halves the picture by convolutions (`halving_stem`), cuts what they see into patches of 4 × 4 pixels
+    and reads these, with a class token before them, as a `ViT`; ``image.body.unembed`` takes
     final states into the shared space. The text tower is causal: only the token that ends a text has seen all of it,
     and its final state goes through ``project``.
 
@@ -69,10 +69,10 @@ class Clip(nn.Module):
         if size % 4:
             raise ValueError(f"size must be a multiple of 4, got {size}")
         self.end = end
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 24, 3, padding=1), nn.GELU(), nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.GELU()
+        self.stem = halving_stem()
+        self.image = ViT(
+            dim, size=size // 2, patch=2, width=width, layers=image_layers, heads=heads, channels=STEM_CHANNELS
         )
-        self.image = ViT(dim, size=size // 2, patch=2, width=width, layers=image_layers, heads=heads, channels=48)
         self.text = Transformer(
             TransformerConfig(
                 vocab=vocab, layers=text_layers, width=width, heads=heads, context=context, hidden=4 * width

@@ -1,8 +1,8 @@
 """A small vision-language model: patches of pictures, projected into a decoder's stream, are read like words.
 
-LLaVA joins a picture and a sentence by the least that could work (Liu et al., 2023, arXiv:2304.08485): a patch encoder
-sees, a small projector turns each patch's state into something that stands where a token's embedding would, and a
-decoder goes on from there. The decoder's sequence is
+LLaVA joins a picture and a sentence by the least that could work (Liu et al., 2023, arXiv:2304.08485): the image tower
+of a model that matches pictures with captions sees, a small projector turns each patch's state into something that
+stands where a token's embedding would, and a decoder goes on from there. The decoder's sequence is
 
     <bos>  patch 0 … patch P−1 of frame 0  patch 0 … of frame 1  …  text,
 
@@ -15,31 +15,32 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from paperlab.checks import require_at_least, require_between, require_ndim, require_nonempty
+from paperlab.nn.clip import Clip
 from paperlab.nn.transformer import KVCache, Transformer, TransformerConfig, pick
+from paperlab.nn.vit import STEM_CHANNELS, ViT, halving_stem
 
 
 class Lvlm(nn.Module):
-    """Patch encoder (``eye``), two-layer projector, causal `Transformer` (``decoder``).
+    """Patch encoder (``stem`` and ``eye``), two-layer projector, causal `Transformer` (``decoder``).
 
-    All hook points of both are there, under ``eye.`` and ``decoder.``. The encoder's places are learned, and each frame
-    has a learned vector of its own; in the decoder, positions are rotary and count on through pictures and text.
+    All hook points of both are there, under ``eye.body.`` and ``decoder.``. The encoder is the image tower of `Clip`,
+    which `adopt` gives it, but for the last blocks: what the class token needs there is no longer about patches. Each
+    frame has a learned vector of its own; in the decoder, positions are rotary and count on through pictures and text.
 
     Args:
         vocab: how many tokens the decoder knows.
         bos: the token that begins each sequence, before the first picture.
-        size: the pictures' side in pixels.
-        patch: the patches' side.
+        size: the pictures' side in pixels, a multiple of 4; a patch has 4 × 4.
         frames: the most pictures before a text.
         eye_width: the encoder's width.
         eye_layers: the encoder's blocks.
         width: the decoder's width.
         layers: the decoder's blocks.
         heads: of encoder and decoder.
-        channels: of a picture.
         words: tokens of text for which the rotary tables are made; longer texts make them longer.
 
     Raises:
-        ValueError: a size below 1, a ``patch`` that does not divide ``size``, a ``bos`` outside the vocabulary.
+        ValueError: a size below 1, a ``size`` that is no multiple of 4, a ``bos`` outside the vocabulary.
     """
 
     def __init__(
@@ -48,36 +49,30 @@ class Lvlm(nn.Module):
         *,
         bos: int,
         size: int = 32,
-        patch: int = 4,
         frames: int = 4,
         eye_width: int = 96,
         eye_layers: int = 3,
         width: int = 96,
         layers: int = 4,
         heads: int = 4,
-        channels: int = 3,
         words: int = 32,
     ) -> None:
         super().__init__()
-        require_at_least(1, size=size, patch=patch, frames=frames, channels=channels)
+        require_at_least(1, size=size, frames=frames)
         require_between(0, vocab - 1, bos=bos)
-        if size % patch:
-            raise ValueError(f"patch must divide size, got {patch} and {size}")
-        self.bos, self.size, self.patch, self.frames = bos, size, patch, frames
-        self.patches = (size // patch) ** 2
-        self.embed = nn.Linear(channels * patch**2, eye_width)
-        self.places = nn.Parameter(0.02 * torch.randn(self.patches, eye_width))
-        self.eye = Transformer(
-            TransformerConfig(
-                vocab=1,  # it reads patches only
-                layers=eye_layers,
-                width=eye_width,
-                heads=heads,
-                context=self.patches,
-                hidden=4 * eye_width,
-                causal=False,
-                rotary=0.0,
-            )
+        if size % 4:
+            raise ValueError(f"size must be a multiple of 4, got {size}")
+        self.bos, self.size, self.frames = bos, size, frames
+        self.patches = (size // 4) ** 2
+        self.stem = halving_stem()
+        self.eye = ViT(
+            1,  # no classes: only its states are read
+            size=size // 2,
+            patch=2,
+            width=eye_width,
+            layers=eye_layers,
+            heads=heads,
+            channels=STEM_CHANNELS,
         )
         self.projector = nn.Sequential(nn.Linear(eye_width, width), nn.GELU(), nn.Linear(width, width))
         self.moments = nn.Parameter(0.02 * torch.randn(frames, width))
@@ -93,6 +88,27 @@ class Lvlm(nn.Module):
             )
         )
 
+    def adopt(self, clip: Clip) -> None:
+        """Begin with the image tower of ``clip``, the first blocks of it, and keep it as it is: it is not trained.
+
+        Raises:
+            ValueError: ``clip`` has another width, size or number of heads, or fewer blocks.
+        """
+        tower = clip.image.body.config
+        mine = self.eye.body.config
+        for name in ("width", "context", "heads"):
+            if getattr(tower, name) != getattr(mine, name):
+                raise ValueError(
+                    f"clip must have an image tower of {name} {getattr(mine, name)}, got {getattr(tower, name)}"
+                )
+        require_at_least(mine.layers, clip=tower.layers)
+        self.stem.load_state_dict(clip.stem.state_dict())
+        theirs = clip.image.state_dict()
+        classes = "body.embedding.weight"  # their shared space: not ours
+        self.eye.load_state_dict({key: theirs[key] for key in self.eye.state_dict() if key != classes}, strict=False)
+        for part in (self.stem, self.eye):
+            part.requires_grad_(False)
+
     def visual(self, frames: int = 1) -> slice:
         """The positions of the visual tokens of ``frames`` pictures in the decoder's sequence; text follows.
 
@@ -102,14 +118,11 @@ class Lvlm(nn.Module):
         require_between(1, self.frames, frames=frames)
         return slice(1, 1 + frames * self.patches)
 
-    def encode(self, pictures: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch patches eye_width"]:
-        """The encoder's final states of each picture's patches, row by row."""
-        patches = rearrange(pictures, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
-        return self.eye.states(embeddings=self.embed(patches) + self.places)
+    def encode(self, pictures: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch patches eye_width"]:
+        """The encoder's final states of each picture's patches, row by row; that of its class token is dropped."""
+        return self.eye.states(self.stem(pictures))[:, 1:]
 
-    def tokens(
-        self, pictures: Float[Tensor, "*batch_frames channels h w"]
-    ) -> Float[Tensor, "batch visual_tokens width"]:
+    def tokens(self, pictures: Float[Tensor, "*batch_frames 3 h w"]) -> Float[Tensor, "batch visual_tokens width"]:
         """The visual tokens: all frames' patches, projected, each with its frame's vector.
 
         Raises:
@@ -123,24 +136,24 @@ class Lvlm(nn.Module):
         states = rearrange(self.encode(pictures.flatten(0, 1)), "(b f) t d -> b f t d", f=pictures.shape[1])
         return (self.projector(states) + self.moments[: pictures.shape[1], None]).flatten(1, 2)
 
-    def prefix(self, pictures: Float[Tensor, "batch frames channels h w"]) -> Float[Tensor, "batch positions width"]:
+    def prefix(self, pictures: Float[Tensor, "batch frames 3 h w"]) -> Float[Tensor, "batch positions width"]:
         """What stands before the text: the embeddings of <bos> and of the visual tokens (see `visual`)."""
         first = self.decoder.embedding.weight[self.bos].expand(len(pictures), 1, -1)
         return torch.cat([first, self.tokens(pictures)], dim=1)
 
     def joint(
-        self, pictures: Float[Tensor, "batch frames channels h w"], text: Int[Tensor, "batch text"]
+        self, pictures: Float[Tensor, "batch frames 3 h w"], text: Int[Tensor, "batch text"]
     ) -> Float[Tensor, "batch positions width"]:
         """The whole sequence as embeddings: the input of ``decoder.states(embeddings=…)`` and its relatives."""
         return torch.cat([self.prefix(pictures), self.decoder.embedding(text)], dim=1)
 
     def forward(
-        self, pictures: Float[Tensor, "batch frames channels h w"], text: Int[Tensor, "batch text"]
+        self, pictures: Float[Tensor, "batch frames 3 h w"], text: Int[Tensor, "batch text"]
     ) -> Float[Tensor, "batch text vocab"]:
         """Logits for what follows each token of the text."""
         return self.decoder.unembed(self.read(self.look(pictures), text))
 
-    def look(self, pictures: Float[Tensor, "batch frames channels h w"]) -> KVCache:
+    def look(self, pictures: Float[Tensor, "batch frames 3 h w"]) -> KVCache:
         """The decoder's keys and values of <bos> and the pictures: computed once, read by any number of texts."""
         seen = KVCache()
         self.decoder.states(embeddings=self.prefix(pictures), cache=seen)
@@ -162,7 +175,7 @@ class Lvlm(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        pictures: Float[Tensor, "batch frames channels h w"],
+        pictures: Float[Tensor, "batch frames 3 h w"],
         prompt: Int[Tensor, "batch text"],
         *,
         steps: int,

@@ -8,6 +8,19 @@ from torch import Tensor, nn
 from paperlab.checks import require_at_least
 from paperlab.nn.transformer import Transformer, TransformerConfig
 
+STEM_CHANNELS = 48
+
+
+def halving_stem(channels: int = 3) -> nn.Sequential:
+    """Two convolutions to `STEM_CHANNELS` that halve the picture: patches of what they see teach a transformer sooner
+    than patches of pixels (Xiao et al., 2021, arXiv:2106.14881).
+    """
+    wide = STEM_CHANNELS
+    return nn.Sequential(
+        nn.Conv2d(channels, wide // 2, 3, padding=1), nn.GELU(), nn.Conv2d(wide // 2, wide, 3, stride=2, padding=1),
+        nn.GELU(),
+    )  # fmt: skip
+
 
 class ViT(nn.Module):
     """A bidirectional `Transformer` over patches of ``patch`` × ``patch`` pixels and one class token before them

@@ -42,7 +42,8 @@ def main(words: list[str] | None = None) -> int:
     else:
         recipe = RECIPES[given.name]
         try:
-            model, log = train(recipe, given.folder / given.name, device=given.device, steps=given.steps,
+            base = shelf.load(recipe.base) if recipe.base else None
+            model, log = train(recipe, given.folder / given.name, device=given.device, base=base, steps=given.steps,
                                snapshots=given.snapshots)  # fmt: skip
         except KeyboardInterrupt:
             print(f"\ninterrupted: the same command goes on from {given.folder / given.name}", file=sys.stderr)

@@ -7,7 +7,7 @@ from torch import nn
 
 from paperlab.nn.resnet import ResNet
 from paperlab.nn.vit import ViT
-from paperlab.zoo import examine, images, masked, matching, painting
+from paperlab.zoo import examine, images, masked, matching, painting, seeing
 from paperlab.zoo.language import LanguageTask, decoder
 from paperlab.zoo.training import Recipe
 
@@ -44,6 +44,16 @@ RECIPES = {
             steps=5000,
             decay_from=0.3,
             unit="images",
+        ),
+        Recipe(
+            "pocket-lvlm",
+            seeing.seer,
+            seeing.SeeingTask,
+            seeing.scores,
+            steps=1800,
+            warmup=50,
+            unit="pictures",
+            base="pocket-clip",
         ),
     )
 }

@@ -35,7 +35,8 @@ class Task(Protocol):
 class Recipe:
     """How one pocket model is made. Rates are peaks: they rise over ``warmup`` steps, hold, and fall linearly to 0
     from ``decay_from`` (a share of all steps) on. Matrices inside the network are trained by Muon, the rest by AdamW.
-    ``scores`` measures the finished model on held-out data, given the model and ``build``.
+    ``scores`` measures the finished model on held-out data, given the model and ``build``. ``base`` names the model of
+    the zoo that the network adopts a part of before its training begins, by its method ``adopt``.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Recipe:
     decay_from: float = 0.5
     seed: int = 0
     unit: str = "tokens"
+    base: str | None = None
 
     def rate(self, step: int) -> float:
         """The share of the peak rates at ``step``."""
@@ -75,25 +77,32 @@ def train(
     folder: Path,
     *,
     device: torch.device | str = "cpu",
+    base: nn.Module | None = None,
     steps: int | None = None,
     snapshots: int = 0,
     stream=sys.stderr,
 ) -> tuple[nn.Module, dict]:
     """Train by ``recipe``, or go on where ``folder``'s checkpoint stands; returns the model and the log of the run.
 
-    ``steps`` stops early (the schedule stays that of the whole recipe). ``snapshots`` keeps that many further
-    checkpoints, evenly spaced in the logarithm of the step, for the study of training itself.
+    ``base`` is the model that the recipe names so. ``steps`` stops early (the schedule stays that of the whole
+    recipe). ``snapshots`` keeps that many further checkpoints, evenly spaced in the logarithm of the step, for the
+    study of training itself.
 
     Raises:
-        ValueError: ``steps`` or ``snapshots`` out of range.
+        ValueError: ``steps`` or ``snapshots`` out of range, a ``base`` without need or none where it is needed.
         FloatingPointError: the loss is no longer finite.
     """
     total = recipe.steps if steps is None else min(steps, recipe.steps)
     require_at_least(1, steps=total)
     require_at_least(0, snapshots=snapshots)
+    if (base is None) != (recipe.base is None):
+        raise ValueError(f"base must be {recipe.base or 'None'} for {recipe.name}")
     device = torch.device(device)
     seed_everything(recipe.seed)
-    model = recipe.build().to(device).train()
+    model = recipe.build()
+    if base is not None:
+        model.adopt(base)
+    model = model.to(device).train()
     task, opts = recipe.task(device), optimizers(model, recipe)
     peaks = [[group["lr"] for group in opt.param_groups] for opt in opts]
     folder.mkdir(parents=True, exist_ok=True)
