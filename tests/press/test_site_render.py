@@ -5,9 +5,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from pybtex.database import parse_string
 
 from paperbook.errors import PressError
 from paperbook.site import build, check_site, render, vendor
+from paperbook.site.sphinx_ext import AuthorYearLabels
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = ("notebooks/memory/alpha", "notebooks/memory/beta", "book/api/index", "book/references")
@@ -79,6 +81,8 @@ def test_a_book_from_notebooks_to_a_clean_site(book, capsys):
     assert 'href="../../api/memory/alpha.html#paperlab-memory-alpha"' in page
     assert 'href="../../notebooks/memory/alpha.html"' in (html / "api/memory/alpha.html").read_text()
     assert (html / "notebooks/memory/alpha.ipynb").exists()
+    assert "Lovelace, 1843" in page
+    assert "Lovelace, 1843" in (html / "references.html").read_text()  # not a number
     assert "<strong>2</strong> papers, <strong>2</strong> pages" in (html / "index.html").read_text()
     said = capsys.readouterr().out
     assert "2 pages" in said
@@ -153,6 +157,18 @@ def test_sphinx_failing_is_an_error_with_its_last_words(book):
     with pytest.raises(PressError, match=r"(?s)Sphinx could not render.*nowhere"):
         go(book)
     assert not (book / "_build" / "site.stamp").exists()
+
+
+def test_labels_name_up_to_two_authors_and_tell_equal_ones_apart():
+    works = parse_string(
+        """@article{a, author = {Lee, Ann and van Dyk, Bo}, year = {2020}}
+        @article{b, author = {{\\'E}mile, Jo and Lee, Ann and Kim, Chris}, year = {2021}}
+        @article{c, author = {{\\'E}mile, Jo and Kim, Chris and Lee, Ann}, year = {2021}}
+        @article{d, author = {Lee, Ann}, year = {2020}}""",
+        "bibtex",
+    )
+    labels = list(AuthorYearLabels().format_labels(works.entries.values()))
+    assert labels == ["Lee and van Dyk, 2020", "Émile et al., 2021", "Émile et al., 2021b", "Lee, 2020"]
 
 
 def test_paths_of_the_repository_become_paths_of_the_stage():

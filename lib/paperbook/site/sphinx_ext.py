@@ -4,15 +4,45 @@ It points MathJax and the widgets' loader at the scripts that the site serves it
 stands in generated HTML, and falls back to a CDN (the extensions' defaults) when the press could not vendor them.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from string import ascii_lowercase
 
 from docutils import nodes
 from myst_nb.core.config import ipywidgets_js_factory
 from myst_nb.sphinx_ import NbMetadataCollector
 from myst_nb.sphinx_ext import add_global_html_resources
+from pybtex.database import Entry
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.plain import Style
+from pybtex.style.labels import BaseLabelStyle
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.ext.mathjax import MATHJAX_URL
+
+
+class AuthorYearLabels(BaseLabelStyle):
+    """What a page calls a work is what the list of references calls it: ``Li et al., 2025``."""
+
+    def format_labels(self, sorted_entries: Iterable[Entry]) -> Iterator[str]:
+        """One label an entry; of equal ones, the second and later have a letter behind them."""
+        seen = Counter()
+        for entry in sorted_entries:
+            names = [" ".join(map(str, p.rich_prelast_names + p.rich_last_names)) for p in entry.persons["author"]]
+            who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+            label = f"{who}, {entry.fields['year']}"
+            yield label + (ascii_lowercase[seen[label]] if seen[label] else "")
+            seen[label] += 1
+
+
+class AuthorYear(Style):
+    """The plain style, sorted by author, with these labels instead of numbers."""
+
+    default_label_style = AuthorYearLabels
+
+
+register_plugin("pybtex.style.formatting", "author_year", AuthorYear)
 
 
 def serve_scripts(app: Sphinx, config: Config) -> None:
