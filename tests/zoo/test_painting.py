@@ -10,7 +10,7 @@ from paperlab.data.scenes import draw_scenes, render
 from paperlab.nn.denoiser import Denoiser
 from paperlab.nn.diffusion import from_picture
 from paperlab.zoo import painting
-from paperlab.zoo.language import tokenizer
+from paperlab.zoo.language import sentences, tokenizer
 
 TINY = {"width": 8, "layers": 1, "heads": 2, "reader_layers": 1, "patch": 4}
 
@@ -32,7 +32,7 @@ class Stub(Denoiser):
 
 
 def test_every_word_of_a_caption_is_one_token():
-    found = painting.tokens(["a big red circle on the left and an orange bar.", "", "a red circle.", " a red circle."])
+    found = sentences(["a big red circle on the left and an orange bar.", "", "a red circle.", " a red circle."])
     assert found.shape == (4, 13)
     assert found[:, 0].tolist() == [tokenizer().bos] * 4
     assert (found[1, 1:] == tokenizer().pad).all()
@@ -175,7 +175,7 @@ def test_the_reader_is_trained_alike_every_time():
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: painting.tokens([]), "texts"),
+        (lambda: sentences([]), "texts"),
         (lambda: painting.paint(painting.painter(**TINY), ["a"], seed=0, batch=0), "batch"),
         (lambda: painting.paint(painting.painter(**TINY), ["a"], seed=0, steps=0), "steps"),
         (lambda: painting.paint(painting.painter(**TINY), ["a"], seed=-1), "seed"),

@@ -70,6 +70,19 @@ def test_two_runs_are_equal_and_an_interrupted_one_ends_with_the_same_weights(tm
     assert log["steps"] == 200
 
 
+def test_what_is_adopted_from_the_base_is_there_before_the_first_step(tmp_path):
+    class Adopting(nn.Sequential):
+        def adopt(self, other):
+            self[0][0].load_state_dict(other.state_dict())
+            self[0].requires_grad_(False)
+
+    build = lambda: Adopting(nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4)))  # noqa: E731
+    base = nn.Linear(4, 4)
+    taught = Recipe("adopted", build, Squares, lambda model, _: {}, steps=20, base="base")
+    model, _ = train(taught, tmp_path, base=base, stream=Silent())
+    assert torch.equal(model[0][0].weight, base.weight)  # and it is not trained
+
+
 def test_the_rate_rises_holds_and_falls_to_nothing():
     r = recipe(1000, warmup=100, decay_from=0.5)
     assert r.rate(0) == pytest.approx(0.01)
@@ -166,7 +179,10 @@ def test_all_weights_together_stay_within_their_budget():
 
 @pytest.mark.parametrize("name", {recipe.task: name for name, recipe in RECIPES.items()}.values())  # one a task
 def test_the_first_steps_of_a_recipe_repeat_exactly(name, tmp_path):
-    few = [train(RECIPES[name], tmp_path / str(k), steps=3, stream=Silent())[0].state_dict() for k in range(2)]
+    base = RECIPES[name].base and shelf.load(RECIPES[name].base)
+    few = [
+        train(RECIPES[name], tmp_path / str(k), base=base, steps=3, stream=Silent())[0].state_dict() for k in range(2)
+    ]
     assert all(torch.equal(few[0][key], few[1][key]) for key in few[0])
 
 
@@ -202,6 +218,8 @@ def test_the_command_line(shelf_of_one, capsys, tmp_path):
         (lambda: mean([1.0]), "values"),
         (lambda: train(recipe(), Path("unused"), steps=0), "steps"),
         (lambda: train(recipe(), Path("unused"), snapshots=-1), "snapshots"),
+        (lambda: train(recipe(), Path("unused"), base=nn.Linear(1, 1)), "base must be None"),
+        (lambda: train(recipe(base="other"), Path("unused")), "base must be other"),
     ],
 )
 def test_bad_input_names_the_argument(call, name):

@@ -4,6 +4,7 @@ Every decoder and encoder of the zoo reads the same rows in the same order. What
 texts that are held out (by file) and the seeds from `paperlab.data.held_out.HELD_OUT` on are never trained on.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from paperlab.checks import require_nonempty
 from paperlab.data import corpus, skills
 from paperlab.data.tokens import Tokenizer, train_bpe
 from paperlab.nn.transformer import Transformer, TransformerConfig
@@ -55,6 +58,19 @@ def tokenizer() -> Tokenizer:
         FileNotFoundError: its file is missing; ``python -m paperlab.zoo tokenizer`` makes it.
     """
     return Tokenizer.load(TOKENIZER)
+
+
+def sentences(texts: Sequence[str], *, ended: bool = False) -> Int[Tensor, "texts tokens"]:
+    """Texts as rows of tokens: ``<bos> a red circle. <pad> …``, with ``ended`` a <sep> after the text; "" stays empty.
+
+    Raises:
+        ValueError: no text.
+    """
+    require_nonempty(texts=texts)
+    made = tokenizer()
+    encoded = made.encode_batch([" " + text.strip() if text.strip() else "" for text in texts])
+    rows = [torch.tensor([made.bos, *ids, *[made.sep] * ended]) for ids in encoded]
+    return pad_sequence(rows, batch_first=True, padding_value=made.pad)
 
 
 def decoder(**changes: object) -> Transformer:

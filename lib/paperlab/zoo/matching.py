@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from paperlab.checks import require_nonempty, require_same_length
 from paperlab.data import scenes as world
@@ -23,7 +22,7 @@ from paperlab.data.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, Object, Sce
 from paperlab.data.scenes.wording import OPPOSITE, RELATIONS, with_article
 from paperlab.data.skills.example import Example
 from paperlab.nn.clip import Clip, contrastive_loss
-from paperlab.zoo.language import VOCAB, tokenizer
+from paperlab.zoo.language import VOCAB, sentences, tokenizer
 from paperlab.zoo.scores import mean, share
 
 BATCH = 128
@@ -45,11 +44,7 @@ def as_tokens(texts: Sequence[str], device: torch.device | str = "cpu") -> Int[T
     Raises:
         ValueError: no text.
     """
-    require_nonempty(texts=texts)
-    made = tokenizer()
-    encoded = made.encode_batch([" " + text.strip() for text in texts])
-    rows = [torch.tensor([made.bos, *ids, made.sep]) for ids in encoded]
-    return pad_sequence(rows, batch_first=True, padding_value=made.pad).to(device)
+    return sentences(texts, ended=True).to(device)
 
 
 def true_of(scenes: Scenes, captions: Sequence[Example]) -> Bool[Tensor, "scenes captions"]:

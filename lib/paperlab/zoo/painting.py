@@ -5,12 +5,11 @@ seen by a classifier of rendered scenes that has never seen a painted one.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from paperlab.checks import require_at_least, require_between, require_nonempty
+from paperlab.checks import require_at_least, require_between
 from paperlab.data.held_out import HELD_OUT
 from paperlab.data.scenes import COLOURS, SHAPES, Scenes, captions, draw_scenes, render
 from paperlab.devices import generator, seed_everything
@@ -18,7 +17,7 @@ from paperlab.nn.denoiser import Denoiser, guided
 from paperlab.nn.diffusion import diffuse, sample, velocity
 from paperlab.nn.resnet import ResNet
 from paperlab.training import fit
-from paperlab.zoo.language import VOCAB, tokenizer
+from paperlab.zoo.language import VOCAB, sentences, tokenizer
 from paperlab.zoo.scores import mean, share
 
 BATCH, SIZE = 64, 16
@@ -36,19 +35,6 @@ def painter(**changes: int) -> Denoiser:
     model = Denoiser(VOCAB, **({"pad": tokenizer().pad} | changes))
     model.tokenizer = tokenizer()
     return model
-
-
-def tokens(texts: Sequence[str]) -> Int[Tensor, "n words"]:
-    """Token ids of captions such as ``a red circle.``, begun by <bos> and padded on the right; "" is the null caption.
-
-    Raises:
-        ValueError: no text.
-    """
-    require_nonempty(texts=texts)
-    bare = [text.strip() for text in texts]
-    encoded = tokenizer().encode_batch([" " + text if text else "" for text in bare])
-    rows = [torch.tensor([tokenizer().bos, *ids]) for ids in encoded]
-    return pad_sequence(rows, batch_first=True, padding_value=tokenizer().pad)
 
 
 class PaintingTask:
@@ -71,7 +57,7 @@ class PaintingTask:
         texts = [e.answer if kept else "" for e, kept in zip(captions(scenes, seed=step), told, strict=True)]
         times = ((torch.arange(BATCH) + torch.rand((), generator=g)) / BATCH).to(self.device)
         noise = torch.randn(pictures.shape, generator=g).to(self.device)
-        found = model(diffuse(pictures, noise, times), times, tokens(texts).to(self.device))
+        found = model(diffuse(pictures, noise, times), times, sentences(texts).to(self.device))
         return F.mse_loss(found.float(), velocity(pictures, noise, times))
 
 
@@ -103,7 +89,7 @@ def paint(
     """
     require_at_least(1, batch=batch)
     device, g = next(model.parameters()).device, generator(seed)
-    asked, rival = tokens(texts).to(device), tokens([against]).to(device)
+    asked, rival = sentences(texts).to(device), sentences([against]).to(device)
     noise = torch.randn(len(texts), 3, SIZE, SIZE, generator=g).to(device)
     parts = [
         sample(guided(model, some, rival, guidance), x, steps=steps, eta=eta, clip=1.0, generator=g)
