@@ -40,6 +40,29 @@ def test_docstrings_by_hand():
     source = '"""A."""\nclass C:\n    """B."""\n    def f(self):\n        """C\n        D."""\nasync def g(): ...\n'
     assert corpus._docstrings(source) == "A.\n\nB.\n\nC\nD."
     assert corpus._docstrings("def (") == ""
+    nested = (
+        "if x:\n  try: pass\n  except E:\n    def f(): 'deep'\n  else:\n    class C: 'later'\nelse:\n  match x:\n    "
+    )
+    nested += "case 1:\n      with y:\n        def g(): 'last'\nz = lambda: 'no docstring'\n"
+    assert corpus._docstrings(nested) == "deep\n\nlater\n\nlast"
+
+
+def test_docstrings_of_real_files_are_those_of_a_walk_over_the_whole_tree():
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for name, text in corpus.python()[::60]:
+        walked = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+        told = [ast.get_docstring(node) for node in sorted(walked, key=lambda node: getattr(node, "lineno", 0))]
+        assert corpus._docstrings(text) == "\n\n".join(filter(None, told)), name
+
+
+def test_the_manual_is_part_of_english():
+    texts = dict(corpus.english())
+    manual = corpus.manual()
+    assert [d.name for d in manual] == [name for name in sorted(texts) if name.startswith("topics/")]
+    assert sum(d.text == texts[d.name] for d in manual) / len(manual) > 0.95
+    held = {d.name for d in corpus.split(manual)[1]}
+    assert held
+    assert held <= {d.name for d in corpus.split(corpus.english())[1]}
 
 
 def test_no_long_paragraph_stands_twice():
