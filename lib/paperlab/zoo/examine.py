@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from paperlab.data import corpus, skills
 from paperlab.data.held_out import HELD_OUT
@@ -32,6 +33,15 @@ def exact(model: Transformer, examples: list[skills.Example], *, batch: int = 64
             guess = model.unembed(found[k, last.start - 1 : last.stop - 1]).argmax(-1)
             right[r] = bool((guess == tokens[k, last.start : last.stop]).all())
     return right
+
+
+@torch.no_grad()
+def ended(model: Transformer, examples: list[skills.Example]) -> list[bool]:
+    """For each example that ends with its answer: is the likeliest token after it <bos>, where another text begins?"""
+    ids = [i for i, marks in zip(*encode(examples, model.tokenizer), strict=True) if marks[-1] > 0]
+    tokens = pad_sequence([torch.from_numpy(i[:CONTEXT]) for i in ids], batch_first=True)
+    last = model.states(tokens)[torch.arange(len(ids)), torch.tensor([len(i[:CONTEXT]) - 1 for i in ids])]
+    return (model.unembed(last).argmax(-1) == model.tokenizer.bos).tolist()
 
 
 def last_run(marked: np.ndarray) -> slice:
@@ -118,6 +128,8 @@ def scores(model: Transformer, _build: object, *, n: int = 500) -> dict[str, dic
         "translation": asked("translation"),
         "in context, 0 shots": asked("in_context", shots=(0, 0)),
         "in context, 8 shots": asked("in_context", shots=(8, 8)),
+        "answers that end where they should": share(
+            ended(model, [e for make in skills.SKILLS.values() for e in make(30, seed=HELD_OUT)])),
     }  # fmt: skip
     return found | _text(model)
 

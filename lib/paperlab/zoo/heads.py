@@ -25,6 +25,7 @@ PROMPTS = (
     "339+296=",  # its digits from the last to the first
     "Alto: mar-im bek ran-im zim. Brio:",  # two made-up languages
 )
+END = " ∎"  # a text is over where a model would begin the next one
 SETTLED = 8  # queries before it see so few tokens that weight on the first says little
 
 
@@ -99,10 +100,12 @@ def _english(model: Transformer, rows: int) -> Int[Tensor, "rows context"]:
 
 
 def _continued(model: Transformer, prompt: str, seed: int) -> str:
-    """Forty tokens, drawn from the smallest sets that hold 95% of the probability."""
-    tokens = torch.tensor([[model.tokenizer.bos, *model.tokenizer.encode(prompt)]])
-    longer = generate(model, tokens, steps=40, temperature=1.0, top_p=0.95, generator=generator(seed))
-    return model.tokenizer.decode(longer[0, tokens.shape[1] :].tolist())
+    """Forty tokens, drawn from the smallest sets that hold 95% of the probability; `END` where the model stops."""
+    stop = model.tokenizer.bos
+    tokens = torch.tensor([[stop, *model.tokenizer.encode(prompt)]])
+    longer = generate(model, tokens, steps=40, temperature=1.0, top_p=0.95, generator=generator(seed), stop=stop)
+    new = longer[0, tokens.shape[1] :].tolist()
+    return model.tokenizer.decode(new) + END * (stop in new)
 
 
 def _short(x: Tensor) -> float:
