@@ -120,7 +120,7 @@ def delta_sweeps(
 
     With keys and values as rows of $K$ and $V$, the surprises of one sweep that starts from $S$ solve a triangular
     system, $E = M (V - K S^\top)$ with $M = (I/\eta + \mathrm{tril}_{<0}\,K K^\top)^{-1}$, because each depends on the
-    earlier ones only; then $S$ becomes $S + E^\top K = S A + B$ with $A = I - K^\top M^\top K$, $B = (M V)^\top K$. Two
+    earlier ones only; then $S$ becomes $S + E^\top K = S A + B$ with $A = I - (M K)^\top K$, $B = (M V)^\top K$. Two
     sweeps make $S A^2 + (B A + B)$, and so on. For independent keys the limit is least squares of least norm.
 
     Raises:
@@ -130,9 +130,10 @@ def delta_sweeps(
     require_positive(rate=rate)
     require_finite(k=k, v=v)
     eye = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
-    M = torch.linalg.solve_triangular((k @ k.mT).tril(-1) + eye / rate, eye.expand(*k.shape[:-2], -1, -1), upper=False)
-    B = (M @ v).mT @ k
-    A = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - k.mT @ M.mT @ k
+    solved = torch.linalg.solve_triangular((k @ k.mT).tril(-1) + eye / rate, torch.cat([v, k], dim=-1), upper=False)
+    MV, MK = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+    B = MV.mT @ k
+    A = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - MK.mT @ k
     for _ in range(doublings):
         A, B = A @ A, B @ A + B
     return B
