@@ -141,7 +141,7 @@ def test_the_bound_holds_for_random_and_for_hostile_scores(classes):
     top = q.topk(2).indices
     hostile = best.scatter(-1, top[..., 1:], best.gather(-1, top[..., :1]) + 1e-9)  # the runner-up, by a hair
     for scores in (torch.randn(60, 6, classes, generator=draws(3), dtype=F64), hostile, -best, 0 * best):
-        for tau in (*TAUS, 2.5):
+        for tau in (0.0, 1.0, 1.5, 2.0, 2.5):
             zero_one, surrogate = cs.regrets(scores, q, tau)
             assert (zero_one >= -1e-12).all()
             assert (zero_one <= cs.gamma(surrogate.clamp(min=0), tau, classes) + 1e-6).all()

@@ -128,7 +128,7 @@ def gamma(regret: Float[Tensor, "*batch"], tau: float, classes: int) -> Float[Te
 def regrets(
     scores: Float[Tensor, "*batch inputs classes"], q: Float[Tensor, "*batch inputs classes"], tau: float
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    r"""Both sides of the bound, $R(h) - R^*(H) + M(H) = R(h) - \mathbb E_x \inf_h$: of the zero-one loss, of $\ell_\tau$.
+    r"""Both sides of the bound, $R(h) - R^*(H) + M(H) = R(h) - \mathbb E_x \inf_h$: zero-one, then $\ell_\tau$.
 
     Inputs are equally likely, and the family can take any scores at any one input. Ties go to the last of the labels.
 
