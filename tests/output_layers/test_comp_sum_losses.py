@@ -126,6 +126,17 @@ def test_transform_is_only_a_lower_bound_beyond_two():
         assert wrong - (1 - q) / (tau - 1) > 1.5 * cs.transform(torch.tensor(beta, dtype=F64), tau, 2)
 
 
+@pytest.mark.parametrize("n", [3, 6])
+def test_the_number_of_classes_enters_beyond_one_and_a_crowd_attains_it_at_two(n):
+    beta = torch.tensor([0.3, 0.9], dtype=F64) / (n - 1)
+    for tau, factor in ((0.5, 1.0), (1.0, 1.0), (1.5, (2 / n) ** 0.5), (3.0, (2 / n) ** 2)):
+        torch.testing.assert_close(cs.transform(beta, tau, n), factor * cs.transform(beta, tau, 2))
+    crowd = (1 + beta)[:, None, None].expand(2, 1, n) / n - torch.eye(n).double()[-1] * beta[:, None, None]
+    zero_one, surrogate = cs.regrets(torch.zeros(2, 1, n, dtype=F64), crowd, 2.0)  # the tie goes to the worst label
+    torch.testing.assert_close(zero_one, beta)
+    torch.testing.assert_close(surrogate, cs.transform(beta, 2.0, n))
+
+
 def test_gamma_inverts_and_meets_the_square_root():
     beta, t = torch.linspace(0, 1, 33, dtype=F64), torch.linspace(0, 0.69, 50, dtype=F64)
     for tau in (*TAUS, 3.0):
