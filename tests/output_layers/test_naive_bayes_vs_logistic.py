@@ -163,7 +163,7 @@ def test_limits_have_their_closed_forms(rho):
     assert nl.released_mixture(10).distance == pytest.approx(math.sqrt(22))
     assert nl.released_mixture(10, 2.5).distance == pytest.approx(2.5)
     x, y = mixture.draw(1, 60_000, torch.Generator().manual_seed(3))
-    assert float(mixture.error(nl.naive_bayes(x, y, classes=2))[0]) == pytest.approx(naive, abs=2e-3)
+    assert float(mixture.error(nl.naive_bayes(x, y, classes=2))[0]) == pytest.approx(naive, abs=5e-3)
 
 
 def test_log_loss_bounds_the_error():

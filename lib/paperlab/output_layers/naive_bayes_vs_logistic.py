@@ -33,7 +33,7 @@ class Head(NamedTuple):
     weight: Float[Tensor, "*copies classes n"]
     bias: Float[Tensor, "*copies classes"]
 
-    def scores(self, x: Float[Tensor, "*copies m n"]) -> Float[Tensor, "*copies m classes"]:
+    def scores(self, x: Float[Tensor, "... m n"]) -> Float[Tensor, "... m classes"]:
         """Log-odds up to a constant a row; their softmax is what the classifier believes."""
         return x @ self.weight.mT + self.bias[..., None, :]
 
@@ -118,7 +118,7 @@ def logistic_regression(
     kept: Bool[Tensor, "draws copies m"] | None = None,
     tolerance: float = 1e-4,
     steps: int = 200,
-    memory: int = 10,
+    memory: int = 6,
 ) -> Head:
     r"""Multinomial logistic regression, one copy a penalty $\lambda$: the weights that minimise
 
@@ -168,19 +168,19 @@ def logistic_regression(
     for _ in range(steps):
         going = g.abs().amax((-1, -2), keepdim=True) > allowed
         busy = going.any(0).flatten()
-        if busy.sum() <= len(busy) // 2:  # copies that have arrived in every draw leave the batch
+        if not busy.all():  # copies that have arrived in every draw leave the batch
             found[:, alive] = w
             alive = alive[busy.to(alive.device)]
             w, z, g, value, shown, wanted, decay, factor, allowed, going = (
                 t[:, busy] for t in (w, z, g, value, shown, wanted, decay, factor, allowed, going)
             )
-            pairs = [(s[:, busy], r[:, busy]) for s, r in pairs]
+            pairs = [tuple(t[:, busy] for t in pair) for pair in pairs]
             if not len(alive):
                 break
         d = -_two_loop(g, pairs, factor)
         slope, dz, t = _dot(g, d), logits(d), going.to(x.dtype)
         for _ in range(40):
-            new_w, new_z = w + t * d, z + t * dz
+            new_w, new_z = torch.addcmul(w, t, d), torch.addcmul(z, t, dz)
             new, e, total = measure(new_z, new_w)
             fine = new <= value + 1e-4 * t * slope + 1e-12 * value.abs()
             if fine.all():
@@ -189,7 +189,7 @@ def logistic_regression(
         step, old = new_w - w, g
         w, z, value = new_w, new_z, new
         g = gradient(e, total, w)
-        pairs = [*pairs, (step, g - old)][-memory:]
+        pairs = [*pairs, _pair(step, g - old, factor)][-memory:]
     found[:, alive] = w
     return Head(found[..., :-1], found[..., -1])
 
@@ -198,22 +198,24 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((-1, -2), keepdim=True)
 
 
-def _two_loop(g: Tensor, pairs: list[tuple[Tensor, Tensor]], factor: Tensor) -> Tensor:
+def _pair(s: Tensor, r: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+    """A step, the change of the gradient along it, the inverse of their product, and the scale of the curvature."""
+    sr, scaled = _dot(s, r), _dot(r, torch.cholesky_solve(r.mT, factor).mT)
+    moved = sr > 1e-300  # a copy that has arrived no longer moves
+    return s, r, torch.where(moved, 1 / sr.clamp_min(1e-300), 0), torch.where(moved, sr / scaled.clamp_min(1e-300), 1)
+
+
+def _two_loop(g: Tensor, pairs: list[tuple[Tensor, ...]], factor: Tensor) -> Tensor:
     """L-BFGS's product of the inverse curvature with a gradient (Nocedal and Wright, algorithm 7.4)."""
     q, saved = g, []
-    for s, r in reversed(pairs):
-        sr = _dot(s, r)
-        rho = torch.where(sr > 1e-300, 1 / sr.clamp_min(1e-300), 0)  # a copy that has arrived no longer moves
-        a = rho * _dot(s, q)
-        q = q - a * r
-        saved.append((rho, a))
+    for s, r, rho, _ in reversed(pairs):
+        saved.append(rho * _dot(s, q))
+        q = torch.addcmul(q, saved[-1], r, value=-1)
     q = torch.cholesky_solve(q.mT, factor).mT
     if pairs:
-        s, r = pairs[-1]
-        scaled = _dot(r, torch.cholesky_solve(r.mT, factor).mT)
-        q = q * torch.where(scaled > 1e-300, _dot(s, r) / scaled.clamp_min(1e-300), 1)
-    for (s, r), (rho, a) in zip(pairs, reversed(saved), strict=True):
-        q = q + s * (a - rho * _dot(r, q))
+        q = q * pairs[-1][3]
+    for (s, r, rho, _), a in zip(pairs, reversed(saved), strict=True):
+        q = torch.addcmul(q, a - rho * _dot(r, q), s)
     return q
 
 
