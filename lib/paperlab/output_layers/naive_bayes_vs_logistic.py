@@ -226,6 +226,7 @@ def penalty_search(
     classes: int,
     penalties: Sequence[float],
     folds: int = 3,
+    tolerance: float = 1e-4,
 ) -> tuple[Head, Float[Tensor, "draws penalties"]]:
     """Logistic regression at every penalty, fitted on all rows, and the cross-validated log loss that chooses one.
 
@@ -244,7 +245,8 @@ def penalty_search(
     turn = ((member.cumsum(1) - 1) * member).sum(2) % folds  # (draws, m)
     held = torch.stack([turn == fold for fold in range(folds)] + [turn < 0], 1)  # the last copy sees every row
     kept = ~held.repeat_interleave(len(penalties), 1)
-    fitted = logistic_regression(x, y, classes=classes, penalties=[*penalties] * (folds + 1), kept=kept)
+    copies = [*penalties] * (folds + 1)
+    fitted = logistic_regression(x, y, classes=classes, penalties=copies, kept=kept, tolerance=tolerance)
     heads = Head(*(part.unflatten(1, (folds + 1, len(penalties))) for part in fitted))
     miss = -heads.scores(x[:, None, None]).log_softmax(-1).take_along_dim(y[:, None, None, :, None], -1)[..., 0]
     loss = (miss * held[:, :, None]).sum((1, 3)) / x.shape[1]
@@ -308,7 +310,8 @@ def released_mixture(n: int, distance: float | None = None) -> Mixture:
         ValueError: ``n`` below 2 or odd, or a distance that is not positive.
     """
     require_at_least(2, n=n)
-    require_nonnegative(**{"n even, the remainder": -(n % 2)})
+    if n % 2:
+        raise ValueError(f"n must be even, got {n}")
     variance = torch.ones(n, dtype=torch.float64)
     variance[: n // 2] = n
     scale = 1.0
@@ -331,7 +334,8 @@ def paired_mixture(n: int, correlation: float, distance: float, spread: float | 
             not positive.
     """
     require_at_least(4, n=n)
-    require_nonnegative(**{"n a multiple of 4, the remainder": -(n % 4)})
+    if n % 4:
+        raise ValueError(f"n must be a multiple of 4, got {n}")
     require_between(0, 0.999, correlation=correlation)
     require_positive(distance=distance, spread=n if spread is None else spread)
     deviation = torch.ones(n, dtype=torch.float64)
