@@ -146,7 +146,9 @@ def logistic_regression(
     decay = x.new_tensor(list(penalties))[None, :, None, None].repeat(1, 1, 1, n + 1)
     decay[..., -1] = 0
     curvature = shown.mean(-1, keepdim=True) / classes * (columns @ rows)[:, None]
-    factor = torch.linalg.cholesky(curvature + torch.diag_embed(decay[:, :, 0] + 1e-8 * m))
+    # a tenth more on the diagonal: else the first step jumps to an interpolating solution where there is one, and stays
+    damping = 0.1 * curvature.diagonal(dim1=2, dim2=3) + decay[:, :, 0]
+    factor = torch.linalg.cholesky(curvature + torch.diag_embed(damping))
 
     def logits(w: Tensor) -> Tensor:
         return (w.flatten(1, 2) @ columns).unflatten(1, w.shape[1:3])  # (draws, copies, classes, m)
