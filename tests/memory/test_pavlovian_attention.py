@@ -226,6 +226,16 @@ def test_rests_change_nothing_but_bcm():
         assert torch.allclose(*S) == (rule != "BCM")
 
 
+def test_heads_that_share_their_keys_fail_together():
+    p, voted = {}, {}
+    for s in (0.0, 1.0):
+        failed = head_failures(60, 1, 25, 15, 64, 64, shared=s, generator=generator(0))
+        p[s], voted[s] = failed.double().mean().item(), network_failures(failed, 1, 25).double().mean().item()
+    assert p[1.0] == pytest.approx(p[0.0], abs=0.05)
+    assert voted[0.0] < p[0.0] / 3
+    assert voted[1.0] == pytest.approx(p[1.0], abs=0.08)
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [

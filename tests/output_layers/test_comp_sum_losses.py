@@ -228,23 +228,52 @@ def test_attack_finds_the_corner_of_a_linear_objective():
     assert torch.equal(same, x)
 
 
-def test_adversarial_loss_is_each_defence_alone_and_the_ablation_is_plain():
+def test_with_weight_0_every_defence_is_cross_entropy_and_with_1_it_costs_more():
     net = torch.nn.Linear(6, 4).double()
     x, y = torch.rand(6, 9, 6, generator=draws(12), dtype=F64), torch.randint(4, (6, 9), generator=draws(13))
     plan = [(d, slice(2 * k, 2 * k + 2)) for k, d in enumerate(cs.DEFENCES.values())]
     weight = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0], dtype=F64)[:, None]
     args = {"radius": 0.1, "steps": 3}
     together = cs.adversarial_loss(net, x, y, plan, weight, generator=draws(), **args)
-    plain = F.cross_entropy(net(x[::2]).flatten(0, 1), y[::2].flatten())  # weight 0: no trace of the attack
     none = cs.adversarial_loss(net, x, y, plan, 0 * weight, generator=draws(), **args)
     every = F.cross_entropy(net(x).flatten(0, 1), y.flatten(), reduction="none").view(6, 9).mean(1)
     assert none.item() == pytest.approx(every.sum().item())
     assert together.item() > none.item()
-    assert plain.isfinite()
     clean, safe = cs.accuracy_under_attack(net, x, y, generator=draws(), **args)
     still = cs.accuracy_under_attack(net, x, y, radius=0.0, steps=1, generator=draws())
     torch.testing.assert_close(clean, still[1])
     assert (safe <= clean).all()
+
+
+def test_every_defence_is_its_formula():
+    h, y = batch(4, 6)
+    m, rows = h + torch.randn(6, 4, generator=draws(14), dtype=F64), torch.arange(6)
+    w = torch.tensor(0.3, dtype=F64)
+    clean, hit = (F.cross_entropy(z, y, reduction="none") for z in (h, m))
+    kl = F.kl_div(m.log_softmax(-1), h.softmax(-1), reduction="none").sum(-1)
+    norm = ((m[rows, y][:, None] - m) - (h[rows, y][:, None] - h)).norm(dim=-1)
+    expected = {
+        "smooth comp-sum": (norm, clean + 0.3 * norm),
+        "TRADES": (kl, clean + 0.3 * kl),
+        "PGD training": (hit, 0.7 * clean + 0.3 * hit),
+    }
+    assert expected.keys() == cs.DEFENCES.keys()
+    for name, (inner, outer) in expected.items():
+        torch.testing.assert_close(cs.DEFENCES[name].inner(h, m, y), inner)
+        torch.testing.assert_close(cs.DEFENCES[name].outer(h, m, y, w), outer)
+
+
+def test_accuracy_under_attack_is_exact_for_a_linear_network():
+    net, slope = torch.nn.Linear(3, 2).double(), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+    with torch.no_grad():
+        net.weight.copy_(torch.stack([slope, 0 * slope]))
+        net.bias.copy_(torch.tensor([0.25, 0.0]))
+    x = 0.2 + 0.6 * torch.rand(2, 200, 3, generator=draws(15), dtype=F64)
+    margin = x @ slope + 0.25
+    y = (margin < 0).long()
+    clean, safe = cs.accuracy_under_attack(net, x, y, radius=0.1, steps=4, generator=draws())
+    assert (clean == 1).all()
+    torch.testing.assert_close(safe.double(), (margin.abs() > 0.1 * slope.abs().sum()).double().mean(1))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 EXECUTED = ROOT / "_build" / "executed"
 PAGES = load_catalog(ROOT).with_page(ROOT)
 LIMIT_SECONDS = 40  # of one core's time; wall-clock time depends on what else the machine does
-YARDSTICK_SECONDS = 0.55  # what `slowness` takes on the core for which the limit was set
+LEEWAY = 1.5  # of two cores of one kind, one was seen to take half as long again for the same page
 LIMIT_BYTES = 2_500_000
 ENOUGH_PAGES = 40
 
@@ -44,29 +44,10 @@ def repeatable(data):
     return [claim for claim in data["claims"] if not claim["machine"]]
 
 
-@pytest.fixture(scope="session")
-def slowness():
-    """How many times longer than elsewhere a small training takes on this core: some are 1.6 times slower."""
-    work = """
-import time, torch
-torch.set_num_threads(1)
-layers = [torch.nn.Parameter(torch.randn(40, 64, n) / 8) for n in (64, 64, 10)]
-x, opt = torch.randn(40, 32, 64), torch.optim.AdamW(layers, fused=True)
-for step in range(410):
-    began = time.process_time() if step == 10 else began if step else 0
-    ((x @ layers[0]).relu() @ layers[1]).relu().matmul(layers[2]).logsumexp(-1).sum().backward()
-    opt.step()
-    opt.zero_grad()
-print((time.process_time() - began) / 2)
-"""
-    took = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
-    return max(1.0, float(took.stdout) / YARDSTICK_SECONDS)
-
-
 @each_page
-def test_page_keeps_its_budget(paper, slowness):
+def test_page_keeps_its_budget(paper):
     notebook = executed(paper)
-    assert notebook.metadata.papermill.cpu < LIMIT_SECONDS * slowness
+    assert notebook.metadata.papermill.cpu < LIMIT_SECONDS * LEEWAY
     assert (EXECUTED / paper.part / f"{paper.slug}.ipynb").stat().st_size < LIMIT_BYTES
 
 

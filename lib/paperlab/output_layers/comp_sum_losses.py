@@ -90,8 +90,9 @@ def least_conditional(q: Float[Tensor, "*batch classes"], tau: float) -> Float[T
 
 
 def transform(beta: Float[Tensor, "*batch"], tau: float, classes: int) -> Float[Tensor, "*batch"]:
-    r"""$\mathcal T_\tau(\beta)$: the least surrogate regret with which a zero-one regret of $\beta$ can come.
+    r"""$\mathcal T_\tau(\beta)$: a zero-one regret of $\beta$ needs at least this surrogate regret.
 
+    Exactly the least for $\tau \le 1$ and, with two classes, for $\tau \le 2$; otherwise a lower bound.
     With $A = \frac12\big((1+\beta)^{1/(2-\tau)} + (1-\beta)^{1/(2-\tau)}\big)$ it is $\frac{c^{1-\tau}}{1-\tau}
     (1 - A^{2-\tau})$, where $c = 2$ for $\tau < 1$ and $c = n$, the number of classes, for $1 < \tau < 2$; the limit in
     between is $\frac{1+\beta}2\log(1+\beta) + \frac{1-\beta}2\log(1-\beta)$; from 2 on $\frac{\beta}{(\tau-1)
