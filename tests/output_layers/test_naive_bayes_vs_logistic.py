@@ -104,6 +104,14 @@ def test_a_heavy_penalty_points_at_the_difference_of_the_means():
     torch.testing.assert_close(torch.cosine_similarity(w, gap), torch.ones(2, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
+def test_a_heavy_penalty_knows_only_how_far_each_class_mean_lies_from_the_mean_of_all():
+    x, y = sample()
+    head = nl.logistic_regression(x, y, classes=3, penalties=[1e7], tolerance=1e-12)
+    member = torch.nn.functional.one_hot(y, 3).to(x.dtype)
+    gap = member.mT @ x - member.sum(1)[..., None] * x.mean(1, keepdim=True)
+    torch.testing.assert_close(1e7 * head.weight[:, 0], gap, atol=1e-3, rtol=1e-3)
+
+
 def test_penalty_search_is_cross_validation_by_hand():
     x, y = sample(draws=1)
     penalties = [30.0, 0.3]
