@@ -101,13 +101,16 @@ def manual() -> list[Document]:
 
     Split as `english` is; a paragraph that a docstring holds as well may be missing there.
     """
-    return _without_copies(sorted(Document(f"topics/{name}", text) for name, text in topics.items()))
+    return _without_copies(sorted(_topics()))
+
+
+def _topics() -> list[Document]:
+    return [Document(f"topics/{name}", text) for name, text in topics.items()]
 
 
 @cache
 def _english() -> tuple[Document, ...]:
-    documents = [Document(f"topics/{name}", text) for name, text in topics.items()]
-    documents += [Document(name, _docstrings(text)) for name, text in _sources()]
+    documents = _topics() + [Document(name, _docstrings(text)) for name, text in _sources()]
     return tuple(_without_copies(sorted(documents)))
 
 

@@ -31,9 +31,9 @@ class Clip(nn.Module):
     """The two towers. Hook points: ``image.body.blocks.N…`` and ``text.blocks.N…``.
 
     The image tower halves the picture by convolutions (`halving_stem`), cuts what they see into patches of 4 × 4 pixels
-    and reads these, with a class token before them, as a `ViT`; ``image.body.unembed`` takes
-    final states into the shared space. The text tower is causal: only the token that ends a text has seen all of it,
-    and its final state goes through ``project``.
+    and reads these, with a class token before them, as a `ViT`; ``image.body.unembed`` takes final states into the
+    shared space. The text tower is causal: only the token that ends a text has seen all of it, and its final state goes
+    through ``project``.
 
     Args:
         vocab: of the texts' tokens.

@@ -3,13 +3,12 @@
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from paperlab.data import corpus, skills
 from paperlab.data.held_out import HELD_OUT
 from paperlab.ngrams import KneserNey
 from paperlab.nn.transformer import Transformer
-from paperlab.zoo.language import CONTEXT, VOCAB, Mixture, encode
+from paperlab.zoo.language import CONTEXT, VOCAB, Mixture, encode, padded
 from paperlab.zoo.scores import mean, share
 
 
@@ -23,10 +22,7 @@ def exact(model: Transformer, examples: list[skills.Example], *, batch: int = 64
     right = np.zeros(len(ids), dtype=bool)
     order = np.argsort([len(i) for i in ids])  # rows of like lengths together: little padding
     for rows in np.array_split(order, max(1, len(ids) // batch)):
-        longest = min(CONTEXT, max(len(ids[r]) for r in rows))
-        tokens = torch.full((len(rows), longest), model.tokenizer.pad)
-        for k, r in enumerate(rows):
-            tokens[k, : len(ids[r])] = torch.from_numpy(ids[r][:longest])
+        tokens, _ = padded([ids[r][:CONTEXT] for r in rows], model.tokenizer.pad)
         found = model.states(tokens[:, :-1])
         for k, r in enumerate(rows):
             last = last_run(marks[r] > 0)
@@ -39,8 +35,8 @@ def exact(model: Transformer, examples: list[skills.Example], *, batch: int = 64
 def ended(model: Transformer, examples: list[skills.Example]) -> list[bool]:
     """For each example that ends with its answer: is the likeliest token after it <bos>, where another text begins?"""
     ids = [i for i, marks in zip(*encode(examples, model.tokenizer), strict=True) if marks[-1] > 0]
-    tokens = pad_sequence([torch.from_numpy(i[:CONTEXT]) for i in ids], batch_first=True)
-    last = model.states(tokens)[torch.arange(len(ids)), torch.tensor([len(i[:CONTEXT]) - 1 for i in ids])]
+    tokens, padding = padded([i[:CONTEXT] for i in ids], model.tokenizer.pad)
+    last = model.states(tokens)[torch.arange(len(ids)), (~padding).sum(1) - 1]
     return (model.unembed(last).argmax(-1) == model.tokenizer.bos).tolist()
 
 

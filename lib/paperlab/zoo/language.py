@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -69,8 +69,13 @@ def sentences(texts: Sequence[str], *, ended: bool = False) -> Int[Tensor, "text
     require_nonempty(texts=texts)
     made = tokenizer()
     encoded = made.encode_batch([" " + text.strip() if text.strip() else "" for text in texts])
-    rows = [torch.tensor([made.bos, *ids, *[made.sep] * ended]) for ids in encoded]
-    return pad_sequence(rows, batch_first=True, padding_value=made.pad)
+    return padded([[made.bos, *ids, *[made.sep] * ended] for ids in encoded], made.pad)[0]
+
+
+def padded(ids: Sequence[Sequence[int] | np.ndarray], pad: int) -> tuple[Int[Tensor, "n most"], Bool[Tensor, "n most"]]:
+    """Rows of equal length, padded on the right, and True where there is only padding."""
+    rows = pad_sequence([torch.as_tensor(i) for i in ids], batch_first=True, padding_value=-1)
+    return rows.where(rows >= 0, pad), rows < 0
 
 
 def decoder(**changes: object) -> Transformer:

@@ -15,7 +15,7 @@ from paperlab.data import corpus, lexicon, skills
 from paperlab.data.held_out import HELD_OUT
 from paperlab.nn.transformer import Transformer
 from paperlab.zoo.examine import last_run
-from paperlab.zoo.language import ANSWER, CONTEXT, VOCAB, Mixture, encode
+from paperlab.zoo.language import ANSWER, CONTEXT, VOCAB, Mixture, encode, padded
 from paperlab.zoo.scores import mean, share
 
 CHOSEN, CHOSEN_IN_ANSWERS = 0.2, 0.5
@@ -66,12 +66,6 @@ def filled_in(model: nn.Module, examples: list[skills.Example], *, batch: int = 
         guess = model(shown, padding=padding).argmax(-1)
         right[rows] = [bool((guess[k, a] == tokens[k, a]).all()) for k, a in enumerate(answers)]
     return right
-
-
-def padded(ids: list[np.ndarray], pad: int) -> tuple[Int[Tensor, "n longest"], Bool[Tensor, "n longest"]]:
-    """Rows of equal length, and True where there is only padding."""
-    rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(i) for i in ids], batch_first=True, padding_value=-1)
-    return rows.where(rows >= 0, pad), rows < 0
 
 
 def scores(model: Transformer, _build: object, *, n: int = 500) -> dict[str, dict]:
