@@ -18,6 +18,7 @@ from scipy.special import lambertw
 from torch import Tensor, nn
 
 from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_positive
+from paperlab.search import largest
 
 
 def energy(X: Float[Tensor, "n d"], xi: Float[Tensor, "*batch d"], beta: float) -> Float[Tensor, "*batch"]:
@@ -171,14 +172,7 @@ def capacity(
         x = pool[torch.arange(cues, device=pool.device) % n]
         return bool(((recall(pool[:n], x + shift) - x).norm(dim=-1) <= tolerance * M).double().mean() >= share)
 
-    good, bad = 0, 1
-    while bad <= len(pool) and held(bad):
-        good, bad = bad, max(bad + 1, bad * 3 // 2)
-    bad = min(bad, len(pool) + 1)
-    while bad - good > max(1, good // 50):
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if held(middle) else (good, middle)
-    return good
+    return largest(held, most=len(pool), growth=1.5, rough=0.02)
 
 
 def guaranteed_base(d: int, K: float, beta: float, p: float) -> float:

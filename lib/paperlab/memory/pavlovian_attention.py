@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paperlab.checks import require_at_least, require_between, require_finite, require_one_of, require_positive
+from paperlab.search import largest
 
 RULES = ("Hebb", "delta", "Oja", "BCM")
 FEATURES = {"identity": lambda x: x, "elu + 1": lambda x: F.elu(x) + 1, "ReLU": F.relu}
@@ -187,16 +188,8 @@ def capacity(holds: Callable[[int], float], *, share: float = 0.9, most: int = 2
     Raises:
         ValueError: ``share`` or ``rough`` outside 0 to 1, or ``most`` below 1.
     """
-    require_between(0, 1, share=share, rough=rough)
-    require_at_least(1, most=most)
-    good, bad = 0, 1
-    while bad <= most and holds(bad) >= share:
-        good, bad = bad, 2 * bad
-    bad = min(bad, most + 1)
-    while bad - good > max(1, rough * good):
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if holds(middle) >= share else (good, middle)
-    return good
+    require_between(0, 1, share=share)
+    return largest(lambda m: holds(m) >= share, most=most, rough=rough)
 
 
 def head_failures(
