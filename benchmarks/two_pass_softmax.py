@@ -6,7 +6,8 @@ All run in one process on one core, interleaved; every ratio is taken within a r
 import numpy as np
 import torch
 
-from paperlab.output_layers.two_pass_softmax import ALGORITHMS, compiled, last_level_cache, race
+from paperlab.output_layers.two_pass_softmax import ALGORITHMS, compiled, last_level_cache
+from paperlab.timing import race
 
 RIVALS = (*ALGORITHMS[1:], "torch.softmax")
 

@@ -2,7 +2,6 @@ import ctypes
 import math
 import os
 import re
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from paperlab.output_layers.two_pass_softmax import (
     merge,
     normalise,
     power_of_two,
-    race,
     sum_pairs,
     two_pass_softmax,
     ulp_error,
@@ -290,19 +288,3 @@ def test_a_compiled_library_is_kept(kernels, monkeypatch, tmp_path):
     compiled.__wrapped__(degree=3)
     assert len(list((tmp_path / "paperlab").iterdir())) == 2
     assert isinstance(ctypes.CDLL(str(library)), ctypes.CDLL)
-
-
-# ---- the clock
-
-
-def test_race_interleaves_and_counts():
-    order = []
-    taken = race({name: lambda times, name=name: order.append(name) for name in "abc"}, rounds=3, seconds=0.0)
-    assert {name: len(v) for name, v in taken.items()} == {"a": 3, "b": 3, "c": 3}
-    assert "".join(order[-18:]) == "aabbcc" + "bbccaa" + "ccaabb"
-    asleep = race({"a": lambda times: time.sleep(0.01)}, rounds=3, seconds=0.0)
-    assert asleep["a"].max() < 0.005  # the clock stands still while the thread does not run
-    with pytest.raises(ValueError, match="rounds"):
-        race({"a": lambda times: None}, rounds=2)
-    with pytest.raises(ValueError, match="jobs"):
-        race({}, rounds=3)
