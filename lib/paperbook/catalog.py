@@ -72,11 +72,12 @@ class Paper:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the book, its papers in reading order."""
+    """A part of the book, its papers in reading order, and the questions that they answer, each with its papers."""
 
     slug: str
     title: str
     papers: tuple[Paper, ...]
+    questions: tuple[tuple[str, tuple[Paper, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,19 @@ def _paper(raw: dict, part: str, where: str) -> Paper:
     return Paper(slug=slug, part=part, year=raw["year"], claims=claims, **text)
 
 
+def _questions(raw: list[dict] | None, papers: tuple[Paper, ...], where: str) -> tuple:
+    if raw is None:
+        return ()
+    by_slug = {paper.slug: paper for paper in papers}
+    if not all(isinstance(group, dict) and set(group) == {"asks", "papers"} for group in raw):
+        raise CatalogError(f"{where}: each of questions has the keys asks and papers, got {raw!r}")
+    named = [slug for group in raw for slug in group["papers"]]
+    if sorted(named) != sorted(by_slug):
+        odd = sorted(set(named) ^ set(by_slug)) or sorted({slug for slug in named if named.count(slug) > 1})
+        raise CatalogError(f"{where}: questions must name every paper of the part once; look at {', '.join(odd)}")
+    return tuple((str(group["asks"]), tuple(by_slug[slug] for slug in group["papers"])) for group in raw)
+
+
 def load_catalog(root: Path | None = None) -> Catalog:
     """Read and check every `book/catalog/<part>.yml`, parts in the order of `order.yml`.
 
@@ -178,7 +192,7 @@ def load_catalog(root: Path | None = None) -> Catalog:
             if raw["part"] != slug:
                 raise CatalogError(f"{path}: part must be {slug!r} like the file's name, got {raw['part']!r}")
             papers = tuple(_paper(entry, slug, path.name) for entry in raw["papers"])
-            parts.append(Part(slug, raw["title"], papers))
+            parts.append(Part(slug, raw["title"], papers, _questions(raw.get("questions"), papers, path.name)))
         except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
             raise CatalogError(f"{path} cannot be read as a part of the catalogue: {error!r}") from None
     return Catalog(tuple(parts))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paperbook.catalog import CatalogError, find_root, load_catalog
 
@@ -70,3 +71,19 @@ def test_a_part_that_is_missing_or_not_listed(tiny_book):
 def test_unknown_slug_suggests_the_nearest(tiny_book):
     with pytest.raises(CatalogError, match="did you mean alpha"):
         load_catalog(tiny_book).paper("alpa")
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ([{"asks": "What?", "papers": ["alpha"]}], "every paper of the part once; look at beta"),
+        ([{"asks": "What?", "papers": ["alpha", "beta", "alpha"]}], "look at alpha"),
+        ([{"asks": "What?", "papers": ["alpha", "beta", "gamma"]}], "look at gamma"),
+        ([{"asks": "What?"}], "has the keys asks and papers"),
+    ],
+)
+def test_questions_name_every_paper_once(tiny_book, groups, words):
+    path = tiny_book / "book" / "catalog" / "memory.yml"
+    path.write_text(path.read_text() + yaml.safe_dump({"questions": groups}))
+    with pytest.raises(CatalogError, match=words):
+        load_catalog(tiny_book)

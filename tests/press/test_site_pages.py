@@ -6,6 +6,7 @@ import re
 import nbformat
 import numpy as np
 import pytest
+import yaml
 
 from paperbook.catalog import load_catalog
 from paperbook.claims import MIME, Ledger, compare, exact, trend
@@ -178,3 +179,29 @@ def test_a_model_shows_its_heads_its_stream_and_what_it_writes(shelf):
     assert "| 1 | 2.0 | 40.0 |" in stream
     assert "The largest is 20 times its layer's median (largest, layer 1)." in stream
     assert "<b>def</b> f(&lt;x&gt;):\n    pass</pre>" in zoo.samples(shelf, "pocket-x")
+
+
+def test_the_map_of_a_part_shows_claims_as_squares_and_what_is_missing(executed):
+    catalog = executed / "book" / "catalog" / "memory.yml"
+    groups = [{"asks": "What fits in $n$?", "papers": ["alpha"]}, {"asks": "And then?", "papers": ["beta"]}]
+    catalog.write_text(catalog.read_text() + yaml.safe_dump({"questions": groups}))
+    part = load_catalog(executed).parts[0]
+    text = pages.part_map(part, harvest(part.papers, executed / "_build" / "executed"))
+    assert [question for question, _ in part.questions] == ["What fits in $n$?", "And then?"]
+    assert re.findall(r'class="verdict ([\w-]+)" href="([^"]+)"', text) == [
+        ("supported", "../notebooks/memory/alpha.html#claim-C1"),
+        ("contradicted", "../notebooks/memory/alpha.html#claim-C2"),
+    ]
+    assert text.count('<li class="coming">') == 1
+
+
+def test_a_measurement_in_a_sentence(found):
+    text = pages.measured(found, "alpha", "C2")
+    value = found[0].claims[1]["measurements"][0]["ours"]
+    assert text.endswith(f'#claim-C2">{value}</a>')
+    assert value
+    assert pages.measured(found, "alpha", "C2", "2") != text
+    assert pages.measured(found, "beta", "C1") == "(not executed)"
+    for asked in (("C3",), ("C2", "3"), ("C2", "0")):
+        with pytest.raises(PressError, match="alpha has no measurement"):
+            pages.measured(found, "alpha", *asked)

@@ -28,7 +28,7 @@ from paperbook.site.vendor import vendor
 FIRST = "run `python -m paperbook execute` first"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 PLOTTING_LINES = 12  # a figure's code of up to this length may stand open
-FIELD = re.compile(r"\{\{ ([a-z ]+?)(?: ([a-z0-9-]+))? \}\}")
+FIELD = re.compile(r"\{\{ ([a-z ]+?)(?: ([a-z0-9-]+(?: C\d+(?: \d+)?)?))? \}\}")
 
 
 def render(root: Path, executed: Path, html: Path, *, slugs: list[str] | None = None) -> None:
@@ -201,6 +201,8 @@ def _fill(path: Path, root: Path, catalog: Catalog, found: list[Page]) -> str:
         "index": lambda _: pages.paper_index(catalog, found),
         "part": lambda slug: pages.part_list(parts[slug], found),
         "part title": lambda slug: parts[slug].title,
+        "map": lambda slug: pages.part_map(parts[slug], found),
+        "measured": lambda asked: pages.measured(found, *asked.split()),
     }
 
     def field(match: re.Match) -> str:

@@ -236,6 +236,51 @@ def part_list(part: Part, pages: list[Page]) -> str:
     return "\n\n".join(blocks)
 
 
+def _squares(page: Page, up: str) -> str:
+    """One square a claim, in its verdict's colour, that leads to the claim."""
+    return "".join(
+        f'<a class="verdict {row["verdict"].replace(" ", "-")}" href="{_url(page, up)}#claim-{row["id"]}"'
+        f' title="{html.escape(row["text"])}">{row["id"]}<span class="visually-hidden"> {row["verdict"]}</span></a>'
+        for row in page.claims
+    )
+
+
+def part_map(part: Part, pages: list[Page]) -> str:
+    """A part at one look: its questions in reading order, under each its papers, and how their claims ended."""
+    by_slug = {page.paper.slug: page for page in pages}
+    groups = []
+    for question, papers in part.questions:
+        items = []
+        for paper in papers:
+            page, name = by_slug.get(paper.slug), html.escape(short(paper.title))
+            items.append(
+                f'<li><a href="{_url(page, "../")}">{name}</a><span class="squares">{_squares(page, "../")}</span></li>'
+                if page
+                else f'<li class="coming">{name}</li>'
+            )
+        groups.append(f"<li><b>{rich(question)}</b><ul>{''.join(items)}</ul></li>")
+    return raw(f'<ol class="paperlab-map" aria-label="The questions of this part">{"".join(groups)}</ol>')
+
+
+def measured(pages: list[Page], slug: str, claim: str, number: str = "1") -> str:
+    """One measurement of the ledger inside a sentence: its value as the executed page has it, leading to its claim.
+
+    ``number`` counts the claim's measurements from 1. A page that is not executed says so instead.
+
+    Raises:
+        PressError: the page has no such claim, or the claim no such measurement with a value.
+    """
+    page = next((page for page in pages if page.paper.slug == slug), None)
+    if page is None:
+        return "(not executed)"
+    row = next((row for row in page.claims if row["id"] == claim), None)
+    values = [m["ours"] for m in row["measurements"]] if row else []
+    if not number.isdigit() or not 1 <= int(number) <= len(values) or not values[int(number) - 1]:
+        raise PressError(f"{slug} has no measurement {number} of {claim}")
+    value = html.escape(values[int(number) - 1])
+    return f'<a class="measured" href="{_url(page, "../")}#claim-{claim}">{value}</a>'
+
+
 def authors_of(root: Path) -> dict[str, list[str]]:
     """The authors behind every key of `book/references.bib`, their LaTeX accents turned into letters.
 
