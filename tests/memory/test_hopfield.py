@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from paperlab.data.bags import draw_bags
+from paperlab.data.sphere import unit_vectors
 from paperlab.devices import generator
 from paperlab.memory.hopfield import (
     GatedAttentionPooling,
@@ -21,7 +22,6 @@ from paperlab.memory.hopfield import (
     error_bound,
     fixed_points,
     guaranteed_base,
-    on_sphere,
     patterns_for_mass,
     retrieve,
     separation,
@@ -100,10 +100,10 @@ def test_separation_by_loops():
 @pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
 def test_error_bound_is_never_violated(beta, noise):
-    X = on_sphere(25, 12, math.sqrt(11), generator(1))
+    X = math.sqrt(11) * unit_vectors(25, 12, generator=generator(1))
     M, star = math.sqrt(11), retrieve(X, X, beta)
     for trial in range(20):
-        xi = X + on_sphere(25, 12, noise * M, generator(trial)) if noise else X
+        xi = X + noise * M * unit_vectors(25, 12, generator=generator(trial)) if noise else X
         r = torch.maximum((xi - X).norm(dim=-1), (star - X).norm(dim=-1))
         assert ((update(X, xi, beta) - X).norm(dim=-1) <= error_bound(X, r, beta) * (1 + 1e-12)).all()
 
@@ -155,7 +155,7 @@ def test_classical_network_recalls_below_its_capacity_and_not_above():
 
 
 def test_capacity_finds_a_known_threshold():
-    pool = on_sphere(1000, 6, 2.0, generator(0))
+    pool = 2.0 * unit_vectors(1000, 6, generator=generator(0))
 
     def fails_above_137(X: torch.Tensor, xi: torch.Tensor) -> torch.Tensor:
         nearest = X[torch.cdist(xi, X).argmin(1)]

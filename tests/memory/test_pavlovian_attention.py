@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binom, ortho_group
 from torch.nn import functional as F
 
+from paperlab.data.sphere import unit_vectors
 from paperlab.devices import generator
 from paperlab.memory.pavlovian_attention import (
     RULES,
@@ -25,7 +26,6 @@ from paperlab.memory.pavlovian_attention import (
     recalled,
     schedule,
     softmax_attention,
-    unit_vectors,
 )
 
 

@@ -18,6 +18,7 @@ from scipy.special import lambertw
 from torch import Tensor, nn
 
 from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_positive
+from paperlab.data.sphere import unit_vectors
 from paperlab.search import largest
 
 
@@ -111,12 +112,6 @@ def patterns_for_mass(weights: Float[Tensor, "*batch n"], mass: float = 0.9) -> 
     return ((held < mass - 1e-6).sum(-1) + 1).clamp(max=weights.shape[-1])
 
 
-def on_sphere(n: int, d: int, radius: float, g: torch.Generator) -> Float[Tensor, "n d"]:
-    """``n`` points drawn uniformly from the sphere of that radius, in double precision."""
-    x = torch.randn(n, d, generator=g, dtype=torch.float64)
-    return radius * x / x.norm(dim=-1, keepdim=True)
-
-
 def binary_recall(
     X: Float[Tensor, "n d"], xi: Float[Tensor, "b d"], degree: int, limit: int = 30
 ) -> Float[Tensor, "b d"]:
@@ -166,7 +161,7 @@ def capacity(
     require_nonempty(pool=pool)
     require_between(0, 1, share=share)
     M = pool.norm(dim=-1).max()
-    shift = M * on_sphere(cues, pool.shape[1], 0.1, g).to(pool)
+    shift = 0.1 * M * unit_vectors(cues, pool.shape[1], generator=g).to(pool)
 
     def held(n: int) -> bool:
         x = pool[torch.arange(cues, device=pool.device) % n]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paperlab.checks import require_at_least, require_between, require_finite, require_one_of, require_positive
+from paperlab.data.sphere import unit_vectors
 from paperlab.search import largest
 
 RULES = ("Hebb", "delta", "Oja", "BCM")
@@ -138,12 +139,6 @@ def delta_sweeps(
     for _ in range(doublings):
         A, B = A @ A, B @ A + B
     return B
-
-
-def unit_vectors(*shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Float[Tensor, "..."]:
-    """Random directions, uniform on the unit sphere of the last axis."""
-    x = torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
-    return F.normalize(x, dim=-1)
 
 
 def coherent_keys(m: int, d_k: int, coherence: float, generator: torch.Generator) -> Float[Tensor, "m d_k"]:
