@@ -197,11 +197,13 @@ def test_the_map_of_a_part_shows_claims_as_squares_and_what_is_missing(executed)
 
 def test_a_measurement_in_a_sentence(found):
     text = pages.measured(found, "alpha", "C2")
-    value = found[0].claims[1]["measurements"][0]["ours"]
+    word, value = found[0].claims[1]["measurements"][0]["ours"].split(" ", 1)
+    assert word == "difference"
     assert text.endswith(f'#claim-C2">{value}</a>')
-    assert value
     assert pages.measured(found, "alpha", "C2", "2") != text
     assert pages.measured(found, "beta", "C1") == "(not executed)"
     for asked in (("C3",), ("C2", "3"), ("C2", "0")):
         with pytest.raises(PressError, match="alpha has no measurement"):
             pages.measured(found, "alpha", *asked)
+    found[0].claims[1]["machine"] = True
+    assert pages.measured(found, "alpha", "C2", "3") == "(not measured on this machine)"

@@ -263,9 +263,10 @@ def part_map(part: Part, pages: list[Page]) -> str:
 
 
 def measured(pages: list[Page], slug: str, claim: str, number: str = "1") -> str:
-    """One measurement of the ledger inside a sentence: its value as the executed page has it, leading to its claim.
+    """One measurement of the ledger inside a sentence: its value as the executed page has it, with a link to its claim.
 
-    ``number`` counts the claim's measurements from 1. A page that is not executed says so instead.
+    ``number`` counts the claim's measurements from 1. A page that is not executed says so instead, and so does a claim
+    about the machine that could not be tested on this one.
 
     Raises:
         PressError: the page has no such claim, or the claim no such measurement with a value.
@@ -275,9 +276,11 @@ def measured(pages: list[Page], slug: str, claim: str, number: str = "1") -> str
         return "(not executed)"
     row = next((row for row in page.claims if row["id"] == claim), None)
     values = [m["ours"] for m in row["measurements"]] if row else []
-    if not number.isdigit() or not 1 <= int(number) <= len(values) or not values[int(number) - 1]:
+    if not 1 <= int(number) <= len(values) or not values[int(number) - 1]:
+        if row and row["machine"]:  # it may lack what the measurement needs: a compiler, say
+            return "(not measured on this machine)"
         raise PressError(f"{slug} has no measurement {number} of {claim}")
-    value = html.escape(values[int(number) - 1])
+    value = html.escape(values[int(number) - 1].removeprefix("difference "))  # the sentence says what it is
     return f'<a class="measured" href="{_url(page, "../")}#claim-{claim}">{value}</a>'
 
 
