@@ -163,15 +163,16 @@ def test_softmax_step_is_torchs_cross_entropy_and_sgd():
     torch.testing.assert_close(mine, (w - 0.1 * w.grad).detach())
 
 
+@pytest.mark.parametrize("gather", [True, False])
 @pytest.mark.parametrize("labels", [[5], [0, 3, 3, 19, 7, 0]])
-def test_two_level_step_is_autograd_on_the_product_of_two_softmaxes(labels):
+def test_two_level_step_is_autograd_on_the_product_of_two_softmaxes(labels, gather):
     head, words, c = draw(4, 3), draw(4, 5, 3, seed=1), torch.tensor(labels)
     h = draw(len(labels), 3, seed=2)
     u, v, x = (t.clone().requires_grad_() for t in (head, words, h))
     log_p = (x @ u.T).log_softmax(1)[:, :, None] + torch.einsum("bd,gsd->bgs", x, v).log_softmax(2)
     assert log_p.exp().sum((1, 2)).detach().allclose(torch.ones(len(labels), dtype=F64))
     (-log_p.flatten(1)[torch.arange(len(c)), c].sum()).backward()
-    back = zl.two_level_step(head, words, h, c, 0.1)
+    back = zl.two_level_step(head, words, h, c, 0.1, gather)
     torch.testing.assert_close(back, x.grad)
     torch.testing.assert_close(head, (u - 0.1 * u.grad).detach())
     torch.testing.assert_close(words, (v - 0.1 * v.grad).detach())

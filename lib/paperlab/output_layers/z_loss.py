@@ -245,21 +245,25 @@ def two_level_step(
     hidden: Float[Tensor, "batch d"],
     labels: Int[Tensor, " batch"],
     lr: float,
+    gather: bool = True,
 ) -> Float[Tensor, "batch d"]:
     r"""The same on a two-level softmax, $p_c = p(\text{group}) \, p(c \mid \text{group})$. O(m √D d).
 
-    Class c is number ``c % size`` of group ``c // size``. Groups are visited one by one, each with all its examples.
+    Class c is number ``c % size`` of group ``c // size``. The examples' groups are gathered into one batched product,
+    or (better for few examples and large groups) visited one by one, each with all of its examples.
     """
     size = words.shape[1]
-    groups, within = (labels // size).tolist(), labels % size
-    back = softmax_step(head, hidden, labels // size, lr)
-    if len(groups) == 1:
-        back += softmax_step(words[groups[0]], hidden, within, lr)
+    groups, within = labels // size, labels % size
+    back = softmax_step(head, hidden, groups, lr)
+    if gather:
+        rows = words[groups]
+        p = torch.softmax(rows @ hidden[:, :, None], 1)
+        p[torch.arange(len(labels)), within] -= 1
+        back += (rows.mT @ p)[:, :, 0]
+        words.index_add_(0, groups, p * hidden[:, None], alpha=-lr)
         return back
-    members: dict[int, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
-    for group, inside in members.items():
+    for group in groups.unique().tolist():
+        inside = (groups == group).nonzero()[:, 0]
         back[inside] += softmax_step(words[group], hidden[inside], within[inside], lr)
     return back
 
