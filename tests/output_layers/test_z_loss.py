@@ -178,11 +178,11 @@ def test_two_level_step_is_autograd_on_the_product_of_two_softmaxes(labels, gath
     torch.testing.assert_close(words, (v - 0.1 * v.grad).detach())
 
 
-def test_ranks_against_sorting_and_flat_scores_stand_in_the_middle():
+def test_ranks_against_sorting_and_ties_count_against_the_label():
     o, c = labelled(30, 8)
     place = o.argsort(1, descending=True).argsort(1)[torch.arange(30), c] + 1
     assert torch.equal(zl.ranks(o, c), place)
-    assert zl.ranks(torch.zeros(1, 9), torch.tensor([0])).item() == 5
+    assert zl.ranks(torch.zeros(1, 9), torch.tensor([0])).item() == 9
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,7 @@ def test_ranks_against_sorting_and_flat_scores_stand_in_the_middle():
         (lambda: zl.spherical_softmax(zl.moments(torch.rand(1, 3), torch.tensor([0])), 0.0), "eps"),
         (lambda: zl.taylor_softmax(zl.moments(torch.rand(1, 3), torch.tensor([0])), -1.0), "temperature"),
         (lambda: zl.implicit_moments(torch.zeros(1, 1, 2), torch.zeros(1, 3, 2), torch.tensor([[3]])), "labels"),
+        (lambda: zl.ranks(torch.zeros(1, 3), torch.tensor([-1])), "labels"),
         (lambda: zl.FactoredOutput(torch.zeros(1, 2)), "classes"),
         (lambda: zl.FactoredOutput(torch.full((3, 2), math.nan)), "weight"),
     ],
