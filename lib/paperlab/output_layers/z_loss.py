@@ -161,7 +161,7 @@ def z_slopes(m: Moments, a: float, b: float) -> Slopes:
     r"""Of the Z-loss: $\frac{\partial z_c}{\partial o_k} = \frac1\sigma (\delta_{kc} - \frac1D - \frac{z_c z_k}D)$.
 
     With $g = \mathrm{sigmoid}(a(b - z_c)) / \sigma$: $\gamma = -g$, $\alpha = \frac{g z_c}{\sigma D}$ and
-    $\beta = \frac gD - \alpha\mu$.
+    $\beta = \frac gD - \alpha\mu$. Written for the clock: scores that are all equal, where $\sigma = 0$, give NaN.
     """
     mean = m.total / m.classes
     sigma = (m.square / m.classes - mean * mean).sqrt()
