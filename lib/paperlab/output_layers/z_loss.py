@@ -22,7 +22,7 @@ from paperlab.checks import require_at_least, require_between, require_finite, r
 Knob = float | Tensor
 
 
-class Moments(NamedTuple):
+class Summary(NamedTuple):
     """All that a spherical loss may know of a row of D scores: $o_c$, $s = \\sum_k o_k$, $q = \\sum_k o_k^2$, and D."""
 
     target: Float[Tensor, "*batch"]
@@ -31,7 +31,7 @@ class Moments(NamedTuple):
     classes: int
 
 
-def moments(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch"]) -> Moments:
+def moments(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch"]) -> Summary:
     """The three numbers from the scores themselves.
 
     Raises:
@@ -40,7 +40,7 @@ def moments(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch
     require_at_least(2, **{"number of classes in scores": scores.shape[-1]})
     require_between(0, scores.shape[-1] - 1, labels=labels)
     target = scores.gather(-1, labels[..., None])[..., 0]
-    return Moments(target, scores.sum(-1), scores.square().sum(-1), scores.shape[-1])
+    return Summary(target, scores.sum(-1), scores.square().sum(-1), scores.shape[-1])
 
 
 class _Implicit(torch.autograd.Function):
@@ -67,7 +67,7 @@ def implicit_moments(
     hidden: Float[Tensor, "copies batch d"],
     weight: Float[Tensor, "copies classes d"],
     labels: Int[Tensor, "copies batch"],
-) -> Moments:
+) -> Summary:
     r"""The same of $o = Wh$ without forming $o$: $q = h^\top Q h$ and $s = \bar w^\top h$ with $Q = W^\top W$.
 
     Many layers side by side; differentiable in ``hidden`` and ``weight``. O(D d² + m d²) for m examples, not O(m D d).
@@ -76,10 +76,10 @@ def implicit_moments(
         ValueError: a label outside the classes.
     """
     require_between(0, weight.shape[1] - 1, labels=labels)
-    return Moments(*_Implicit.apply(hidden, weight, labels), weight.shape[1])
+    return Summary(*_Implicit.apply(hidden, weight, labels), weight.shape[1])
 
 
-def z_score(m: Moments, *, shift: bool = True, scale: bool = True) -> Float[Tensor, "*batch"]:
+def z_score(m: Summary, *, shift: bool = True, scale: bool = True) -> Float[Tensor, "*batch"]:
     r"""$z_c = (o_c - \mu) / \sigma$ with $\mu = s/D$ and $\sigma^2 = q/D - \mu^2$; never above $\sqrt{D - 1}$.
 
     The ablations: without ``shift`` nothing is subtracted and $\sigma^2 = q/D$; without ``scale`` nothing is divided.
@@ -92,7 +92,7 @@ def z_score(m: Moments, *, shift: bool = True, scale: bool = True) -> Float[Tens
     return centred / variance.clamp(min=torch.finfo(variance.dtype).eps ** 2).sqrt()
 
 
-def z_loss(m: Moments, a: Knob, b: Knob, *, shift: bool = True, scale: bool = True) -> Float[Tensor, "*batch"]:
+def z_loss(m: Summary, a: Knob, b: Knob, *, shift: bool = True, scale: bool = True) -> Float[Tensor, "*batch"]:
     r"""$L_Z = \frac1a \mathrm{softplus}(a (b - z_c))$: a hinge at $z_c = b$, the sharper the larger $a$.
 
     The same for $\alpha o + \beta$ as for $o$, for any $\alpha > 0$. Tensors ``a`` and ``b`` give every row its own.
@@ -105,12 +105,12 @@ def z_loss(m: Moments, a: Knob, b: Knob, *, shift: bool = True, scale: bool = Tr
     return F.softplus(a * (b - z_score(m, shift=shift, scale=scale))) / a
 
 
-def squared_error(m: Moments, height: Knob = 1.0) -> Float[Tensor, "*batch"]:
+def squared_error(m: Summary, height: Knob = 1.0) -> Float[Tensor, "*batch"]:
     r"""$\frac12 \sum_k (o_k - t\,\delta_{kc})^2 = \frac12 (q - 2 t o_c + t^2)$ for a target of ``height`` t."""
     return (m.square - 2 * height * m.target + height**2) / 2
 
 
-def spherical_softmax(m: Moments, eps: Knob = 1e-2) -> Float[Tensor, "*batch"]:
+def spherical_softmax(m: Summary, eps: Knob = 1e-2) -> Float[Tensor, "*batch"]:
     r"""$-\log \frac{o_c^2 + \epsilon}{\sum_k (o_k^2 + \epsilon)}$: the exponential of softmax becomes a square.
 
     Raises:
@@ -120,7 +120,7 @@ def spherical_softmax(m: Moments, eps: Knob = 1e-2) -> Float[Tensor, "*batch"]:
     return (m.square + m.classes * eps).log() - (m.target.square() + eps).log()
 
 
-def taylor_softmax(m: Moments, temperature: Knob = 1.0) -> Float[Tensor, "*batch"]:
+def taylor_softmax(m: Summary, temperature: Knob = 1.0) -> Float[Tensor, "*batch"]:
     r"""$-\log \frac{1 + u_c + u_c^2/2}{\sum_k (1 + u_k + u_k^2/2)}$ with $u = o / \tau$: its second-order polynomial.
 
     Raises:
@@ -138,7 +138,7 @@ RANKING: dict[str, Callable[[Tensor, Knob], Tensor]] = {
 }
 
 
-class Slopes(NamedTuple):
+class ScoreGradient(NamedTuple):
     r"""The output gradient of a spherical loss: $\partial L / \partial o = \alpha o + \beta \mathbf 1 + \gamma e_c$."""
 
     alpha: Float[Tensor, " batch"]
@@ -146,18 +146,18 @@ class Slopes(NamedTuple):
     gamma: Float[Tensor, " batch"]
 
 
-def slopes(loss: Callable[[Moments], Tensor], m: Moments) -> Slopes:
+def slopes(loss: Callable[[Summary], Tensor], m: Summary) -> ScoreGradient:
     r"""Of any spherical loss: $\alpha = 2 \partial L/\partial q$, $\beta = \partial L/\partial s$, and $\gamma =
     \partial L/\partial o_c$.
     """
     inputs = [x.detach().requires_grad_() for x in m[:3]]
     with torch.enable_grad():
-        value = loss(Moments(*inputs, m.classes)).sum()
+        value = loss(Summary(*inputs, m.classes)).sum()
     by_target, by_total, by_square = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
-    return Slopes(2 * by_square, by_total, by_target)
+    return ScoreGradient(2 * by_square, by_total, by_target)
 
 
-def z_slopes(m: Moments, a: float, b: float) -> Slopes:
+def z_slopes(m: Summary, a: float, b: float) -> ScoreGradient:
     r"""Of the Z-loss: $\frac{\partial z_c}{\partial o_k} = \frac1\sigma (\delta_{kc} - \frac1D - \frac{z_c z_k}D)$.
 
     With $g = \mathrm{sigmoid}(a(b - z_c)) / \sigma$: $\gamma = -g$, $\alpha = \frac{g z_c}{\sigma D}$ and
@@ -168,7 +168,7 @@ def z_slopes(m: Moments, a: float, b: float) -> Slopes:
     z = (m.target - mean) / sigma
     g = torch.sigmoid(a * (b - z)) / sigma
     alpha = g * z / (sigma * m.classes)
-    return Slopes(alpha, g / m.classes - alpha * mean, -g)
+    return ScoreGradient(alpha, g / m.classes - alpha * mean, -g)
 
 
 class FactoredOutput:
@@ -206,7 +206,7 @@ class FactoredOutput:
         self,
         hidden: Float[Tensor, "batch d"],
         labels: Int[Tensor, " batch"],
-        slopes_of: Callable[[Moments], Slopes],
+        slopes_of: Callable[[Summary], ScoreGradient],
         lr: float,
     ) -> Float[Tensor, "batch d"]:
         r"""One gradient step on the sum of the batch's losses; returns their gradient in ``hidden``.
@@ -217,7 +217,7 @@ class FactoredOutput:
         """
         old = self.rows[labels] @ self.mix + self.offset  # rows c of W
         spread, sums, overlap = hidden @ self.gram, hidden @ self.total, hidden @ hidden.T
-        found = Moments((old * hidden).sum(1), sums, (spread * hidden).sum(1), len(self.rows))
+        found = Summary((old * hidden).sum(1), sums, (spread * hidden).sum(1), len(self.rows))
         alpha, beta, gamma = (x[:, None] for x in slopes_of(found))
         back = alpha * spread + beta * self.total + gamma * old
 
