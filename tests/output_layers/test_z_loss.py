@@ -185,6 +185,19 @@ def test_ranks_against_sorting_and_ties_count_against_the_label():
     assert zl.ranks(torch.zeros(1, 9), torch.tensor([0])).item() == 9
 
 
+def test_scores_that_are_not_numbers_never_help_the_label():
+    o = torch.arange(9.0)[None]  # the last class is first
+    for broken in range(9):
+        bad = o.clone()
+        bad[0, broken] = math.nan
+        assert zl.ranks(bad, torch.tensor([8])).item() == (9 if broken == 8 else 2)
+
+
+def stepped(hidden: torch.Tensor, labels: torch.Tensor, lr: float = 0.1) -> torch.Tensor:
+    layer = zl.FactoredOutput(torch.eye(5, 3))
+    return layer.step(hidden, labels, lambda m: zl.z_slopes(m, 1.0, 2.0), lr)
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
@@ -196,6 +209,10 @@ def test_ranks_against_sorting_and_ties_count_against_the_label():
         (lambda: zl.taylor_softmax(zl.moments(torch.rand(1, 3), torch.tensor([0])), -1.0), "temperature"),
         (lambda: zl.implicit_moments(torch.zeros(1, 1, 2), torch.zeros(1, 3, 2), torch.tensor([[3]])), "labels"),
         (lambda: zl.ranks(torch.zeros(1, 3), torch.tensor([-1])), "labels"),
+        (lambda: zl.squared_error(zl.moments(torch.rand(1, 3), torch.tensor([0])), 0.0), "height"),
+        (lambda: stepped(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)), "labels"),
+        (lambda: stepped(torch.zeros(1, 3), torch.tensor([-1])), "labels"),
+        (lambda: stepped(torch.zeros(1, 3), torch.tensor([0]), lr=0.0), "lr"),
         (lambda: zl.FactoredOutput(torch.zeros(1, 2)), "classes"),
         (lambda: zl.FactoredOutput(torch.full((3, 2), math.nan)), "weight"),
     ],

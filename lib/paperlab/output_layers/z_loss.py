@@ -17,7 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperlab.checks import require_at_least, require_between, require_finite, require_positive
+from paperlab.checks import (
+    require_at_least,
+    require_between,
+    require_finite,
+    require_nonempty,
+    require_positive,
+    require_same_length,
+)
 
 Knob = float | Tensor
 
@@ -106,7 +113,12 @@ def z_loss(m: Summary, a: Knob, b: Knob, *, shift: bool = True, scale: bool = Tr
 
 
 def squared_error(m: Summary, height: Knob = 1.0) -> Float[Tensor, "*batch"]:
-    r"""$\frac12 \sum_k (o_k - t\,\delta_{kc})^2 = \frac12 (q - 2 t o_c + t^2)$ for a target of ``height`` t."""
+    r"""$\frac12 \sum_k (o_k - t\,\delta_{kc})^2 = \frac12 (q - 2 t o_c + t^2)$ for a target of ``height`` t.
+
+    Raises:
+        ValueError: ``height`` is not positive.
+    """
+    require_positive(height=height)
     return (m.square - 2 * height * m.target + height**2) / 2
 
 
@@ -214,7 +226,15 @@ class FactoredOutput:
         With $A = \mathrm{diag}(\eta\alpha)$, $M = 1 - H^\top A H$, $x = -\eta H^\top\beta$ and $G = -\mathrm{diag}
         (\eta\gamma) H$, the step is $W \leftarrow W M + \mathbf 1 x^\top + E_c^\top G$: $U$ takes $M$, $\omega$ takes
         $x$, and the rows c of V take $G U^{-1}$. $M^{-1}$ is that of Sherman, Morrison and Woodbury.
+
+        Raises:
+            ValueError: no examples, unequal numbers of ``hidden`` and ``labels``, a label outside the classes, or an
+                ``lr`` that is not positive.
         """
+        require_nonempty(labels=labels)
+        require_same_length(hidden=hidden, labels=labels)
+        require_between(0, len(self.rows) - 1, labels=labels)
+        require_positive(lr=lr)
         old = self.rows[labels] @ self.mix + self.offset  # rows c of W
         spread, sums, overlap = hidden @ self.gram, hidden @ self.total, hidden @ hidden.T
         found = Summary((old * hidden).sum(1), sums, (spread * hidden).sum(1), len(self.rows))
@@ -248,7 +268,10 @@ class FactoredOutput:
 def softmax_step(
     weight: Float[Tensor, "classes d"], hidden: Float[Tensor, "batch d"], labels: Int[Tensor, " batch"], lr: float
 ) -> Float[Tensor, "batch d"]:
-    """One dense gradient step on log-softmax, in place and by hand; returns the gradient in ``hidden``. O(m D d)."""
+    """One dense gradient step on log-softmax, in place and by hand; returns the gradient in ``hidden``. O(m D d).
+
+    A rival for the clock: its input is not checked.
+    """
     p = torch.softmax(hidden @ weight.T, 1)
     p[torch.arange(len(labels)), labels] -= 1
     back = p @ weight
@@ -267,7 +290,7 @@ def two_level_step(
     r"""The same on a two-level softmax, $p_c = p(\text{group}) \, p(c \mid \text{group})$. O(m √D d).
 
     Class c is number ``c % size`` of group ``c // size``. The examples' groups are gathered into one batched product,
-    or (better for few examples and large groups) visited one by one, each with all of its examples.
+    or (better for few examples and large groups) visited one by one, each with all of its examples. Nor is it checked.
     """
     size = words.shape[1]
     groups, within = labels // size, labels % size
@@ -286,11 +309,13 @@ def two_level_step(
 
 
 def ranks(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-    """Where the label stands, from 1: how many classes score as high as it or higher, so that ties count against it.
+    """Where the label stands, from 1: one more than the other classes that do not score lower, so that ties, and scores
+    that are not numbers, count against it.
 
     Raises:
         ValueError: a label outside the classes.
     """
     require_between(0, scores.shape[-1] - 1, labels=labels)
     own = scores.gather(-1, labels[..., None])
-    return torch.ge(scores, own, out=torch.empty_like(scores)).sum(-1).round().long()  # as floats: far faster to add
+    beaten = torch.lt(scores, own, out=torch.empty_like(scores)).sum(-1)  # as floats: far faster to add
+    return scores.shape[-1] - beaten.round().long()
