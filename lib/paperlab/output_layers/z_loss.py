@@ -17,14 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperlab.checks import (
-    require_at_least,
-    require_between,
-    require_finite,
-    require_nonempty,
-    require_positive,
-    require_same_length,
-)
+from paperlab.checks import require_at_least, require_between, require_finite, require_positive
 
 Knob = float | Tensor
 
@@ -231,10 +224,11 @@ class FactoredOutput:
             ValueError: no examples, unequal numbers of ``hidden`` and ``labels``, a label outside the classes, or an
                 ``lr`` that is not positive.
         """
-        require_nonempty(labels=labels)
-        require_same_length(hidden=hidden, labels=labels)
+        if not len(hidden) == len(labels) > 0:
+            raise ValueError(f"hidden and labels must hold as many examples, got {len(hidden)} and {len(labels)}")
+        if not lr > 0:
+            raise ValueError(f"lr must be positive, got {lr}")
         require_between(0, len(self.rows) - 1, labels=labels)
-        require_positive(lr=lr)
         old = self.rows[labels] @ self.mix + self.offset  # rows c of W
         spread, sums, overlap = hidden @ self.gram, hidden @ self.total, hidden @ hidden.T
         found = Summary((old * hidden).sum(1), sums, (spread * hidden).sum(1), len(self.rows))
