@@ -140,6 +140,7 @@ def test_maps_by_frequency_and_chance():
 def test_class_unigram_is_the_best_token_bias():
     """Maximum likelihood over all token biases, by scipy, finds the shares of the counts within each cluster."""
     made, (h, v) = head(copies=1), batch(copies=1, n=400)
+    h[..., -1] = 1  # where the biases sit
     counts = v[0].bincount(minlength=12).to(F64)
     share = made.with_unigram(counts, 1e-12)
     torch.testing.assert_close(share.code_nll(h, v), made.code_nll(h, v))
@@ -167,9 +168,9 @@ def test_ties_by_counting():
     tied, right = made.ties(h, v)
     logits = made(h)[0].detach()
     at_top = logits == logits.amax(1, keepdim=True)
-    assert math.isclose(tied.item(), (at_top.sum(1) > 1).double().mean(), abs_tol=1e-12)
+    assert math.isclose(tied.item(), (at_top.sum(1) > 1).double().mean(), abs_tol=1e-6)
     hit = at_top[torch.arange(30), v[0]] / at_top.sum(1)
-    assert math.isclose(right.item(), hit.mean(), abs_tol=1e-12)
+    assert math.isclose(right.item(), hit.mean(), abs_tol=1e-6)
 
 
 def test_straight_through_gradient_and_moving_average():

@@ -118,11 +118,11 @@ def frequency_map(counts: Float[Tensor, " vocab"], codes: int, *, equal: str) ->
     if equal == "tokens":
         bins = torch.arange(vocab) * codes // vocab
     else:
-        bins, now, mass, left = torch.empty(vocab, dtype=torch.long), 0, 0.0, float(counts.sum())
+        bins, now, first, mass, left = torch.empty(vocab, dtype=torch.long), 0, 0, 0.0, float(counts.sum())
         for i, count in enumerate(counts[order].tolist()):
             full = mass + count / 2 > left / (codes - now)
-            if mass > 0 and now < codes - 1 and (full or vocab - i < codes - now):
-                now, mass, left = now + 1, 0.0, left - mass
+            if i > first and now < codes - 1 and (full or vocab - i < codes - now):
+                now, first, mass, left = now + 1, i, 0.0, left - mass
             bins[i], mass = now, mass + count
     return torch.empty_like(order).scatter_(0, order, bins.to(order))
 
