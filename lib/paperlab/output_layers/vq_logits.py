@@ -48,10 +48,11 @@ def spread(
     weights = rows.new_ones(len(rows)) if weights is None else weights
     require_positive(weights=weights)
     picks = [int(torch.multinomial(weights, 1, generator=generator))]
-    nearest = torch.full_like(weights, math.inf)
+    lengths, nearest = rows.square().sum(1), torch.full_like(weights, math.inf)
     for _ in range(codes - 1):
-        nearest = torch.minimum(nearest, (rows - rows[picks[-1]]).square().sum(1))
-        nearest[picks[-1]] = 0
+        last = picks[-1]
+        nearest = torch.minimum(nearest, (lengths + lengths[last] - 2 * rows @ rows[last]).clamp_min_(0))
+        nearest[last] = 0
         chances = weights * nearest
         if chances.sum() == 0:  # every row that is left is a copy of one that was drawn
             chances = weights.index_fill(0, torch.tensor(picks, device=rows.device), 0)
