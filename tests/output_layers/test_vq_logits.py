@@ -116,6 +116,15 @@ def test_kmeans_against_scikit_learn():
     )
 
 
+def test_spread_draws_by_squared_distance():
+    rows = torch.tensor([[0.0], [1.0], [3.0]])
+    second = [vq.spread(rows, 2, generator=gen(s)).tolist() for s in range(3000)]
+    after_first = [b for a, b in second if a == 0]
+    assert abs(np.mean(np.array(after_first) == 2) - 0.9) < 0.04  # 9 against 1
+    many = vq.spread(torch.randn(200, 3, generator=gen()), 200, generator=gen())
+    assert sorted(many.tolist()) == list(range(200))
+
+
 def test_kmeans_leaves_no_code_empty():
     rows = torch.cat([torch.zeros(9, 2), torch.ones(3, 2)])
     picks = vq.spread(rows, 5, generator=gen())
