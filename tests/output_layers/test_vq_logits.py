@@ -197,6 +197,15 @@ def test_straight_through_gradient_and_moving_average():
     torch.testing.assert_close(model.codebook[0], 0.8 * book[0] + 0.2 * mean)
 
 
+def test_straight_through_only_measures_in_eval():
+    rows, (h, v) = torch.randn(12, 4, generator=gen(8), dtype=F64), batch(copies=1)
+    model = vq.StraightThrough(rows, rows[None, :3].clone()).eval()
+    before = model.codebook.clone()
+    pure = vq.VQLogits(model.map(), before)  # the head that is left when the rows are thrown away
+    torch.testing.assert_close(model.nll(h, v), pure.nll(h, v))
+    assert (model.codebook == before).all()
+
+
 def test_adaptive_softmax_is_torchs():
     g, n, q, d, vocab = gen(9), 4, 2, 5, 12
     theirs = torch.nn.AdaptiveLogSoftmaxWithLoss(d, vocab, [n], div_value=d / q, dtype=F64)
@@ -262,10 +271,15 @@ def test_least_floor_against_every_partition():
         (lambda: vq.spread(torch.ones(3, 2), 2, generator=gen(), weights=torch.zeros(3)), "weights"),
         (lambda: vq.kmeans(torch.zeros(3, 2), torch.tensor([3])), "picks"),
         (lambda: vq.kmeans(torch.zeros(3, 2), torch.tensor([0]), iterations=0), "iterations"),
+        (lambda: vq.kmeans(torch.ones(3, 2), torch.tensor([0]), weights=torch.zeros(3)), "weights"),
         (lambda: vq.random_map(3, 0, generator=gen()), "codes"),
         (lambda: vq.frequency_map(torch.ones(3), 2, equal="luck"), "equal"),
         (lambda: vq.frequency_map(-torch.ones(3), 2, equal="mass"), "counts"),
         (lambda: vq.VQLogits(torch.tensor([[0, 2]]), torch.zeros(1, 2, 1)), "code_of"),
+        (lambda: head(bias=True).ties(*batch()), "inside a cluster"),
+        (lambda: head(rank=2).distil_loss(batch()[0], torch.ones(2, 30, 12, dtype=F64) / 12), "inside a cluster"),
+        (lambda: vq.AdaptiveSoftmax(torch.arange(9), torch.ones(1, 3, 4), torch.ones(1, 2, 4), torch.ones(1, 8, 2)),
+         "head and up"),
         (lambda: head().with_unigram(torch.ones(12, dtype=F64), 0.0), "smoothing"),
         (lambda: head(bias=True).with_unigram(torch.ones(12, dtype=F64), 1.0), "inside a cluster"),
         (lambda: vq.StraightThrough(torch.zeros(4, 2), torch.zeros(1, 2, 2), decay=1.5), "decay"),

@@ -25,6 +25,7 @@ from paperlab.checks import (
     require_nonnegative,
     require_one_of,
     require_positive,
+    require_same_length,
 )
 from paperlab.training import fit
 
@@ -75,9 +76,12 @@ def kmeans(
     farthest from its mean. ``weights`` are the $p_v$; the default is 1 for every token.
 
     Raises:
-        ValueError: fewer than one iteration, picks outside the rows, or rows that are not finite.
+        ValueError: fewer than one iteration, picks outside the rows, rows that are not finite, or weights that are not
+            positive.
     """
     require_nonempty(picks=picks)
+    if weights is not None:
+        require_positive(weights=weights)
     require_between(0, len(rows) - 1, picks=picks)
     require_at_least(1, iterations=iterations)
     require_finite(rows=rows)
@@ -173,7 +177,7 @@ class VQLogits(nn.Module):
         residual: U and A as training begins; the sum over V is back with them.
 
     Raises:
-        ValueError: a code that the codebook does not have.
+        ValueError: a code that the codebook does not have, or parts for different numbers of copies.
     """
 
     def __init__(
@@ -185,12 +189,17 @@ class VQLogits(nn.Module):
         residual: tuple[Float[Tensor, "copies vocab rank"], Float[Tensor, "copies rank d"]] | None = None,
     ) -> None:
         super().__init__()
+        require_same_length(code_of=code_of, codebook=codebook)
         require_between(0, codebook.shape[1] - 1, code_of=code_of)
         self.register_buffer("code_of", code_of)
         self.register_buffer("sizes", torch.stack([c.bincount(minlength=codebook.shape[1]) for c in code_of]))
         self.codebook = nn.Parameter(codebook.clone())
         self.token_bias = None if token_bias is None else nn.Parameter(token_bias.clone())
         self.U, self.A = (nn.Parameter(part.clone()) for part in residual) if residual else (None, None)
+
+    def _require_pure(self) -> None:
+        if self.token_bias is not None or self.U is not None:
+            raise ValueError("a head with a token bias or a residual has its own distribution inside a cluster")
 
     def log_mass(self) -> Float[Tensor, "copies codes"]:
         r"""$\log n_k$, or $\log \sum_{u: c(u) = k} e^{b_u}$; minus infinity where a cluster is empty."""
@@ -233,7 +242,12 @@ class VQLogits(nn.Module):
     def distil_loss(
         self, states: Float[Tensor, "copies batch d"], teacher: Float[Tensor, "copies batch vocab"]
     ) -> Float[Tensor, "copies batch"]:
-        """Cross-entropy against a teacher's probabilities; of the pure form only their sums over clusters matter."""
+        """Cross-entropy of the codes against a teacher's probabilities, of which only the sums over clusters matter.
+
+        Raises:
+            ValueError: a head that is not pure.
+        """
+        self._require_pure()
         summed = torch.zeros(*teacher.shape[:2], self.codebook.shape[1], dtype=teacher.dtype, device=teacher.device)
         summed.scatter_add_(2, self.code_of[:, None].expand_as(teacher), teacher)
         scores = states @ self.codebook.mT + self.log_mass()[:, None]
@@ -250,8 +264,7 @@ class VQLogits(nn.Module):
         """
         require_nonnegative(counts=counts)
         require_positive(smoothing=smoothing)
-        if self.token_bias is not None or self.U is not None:
-            raise ValueError("a head with a token bias or a residual has its own distribution inside a cluster")
+        self._require_pure()
         bias = (counts + smoothing).log().expand(self.code_of.shape)
         made = VQLogits(self.code_of, self.codebook, token_bias=bias)
         made.codebook[..., -1] += torch.where(self.sizes > 0, self.log_mass() - made.log_mass(), 0)
@@ -261,7 +274,12 @@ class VQLogits(nn.Module):
     def ties(
         self, states: Float[Tensor, "copies batch d"], tokens: Int[Tensor, "copies batch"]
     ) -> tuple[Float[Tensor, " copies"], Float[Tensor, " copies"]]:
-        """How often the largest logit of the pure form belongs to several tokens; accuracy if one of them is drawn."""
+        """How often the largest logit belongs to several tokens; accuracy if one of them is drawn.
+
+        Raises:
+            ValueError: a head that is not pure.
+        """
+        self._require_pure()
         best = (states @ self.codebook.mT).masked_fill(self.sizes[:, None] == 0, -math.inf).argmax(2)
         many = self.sizes.gather(1, best).to(states.dtype)
         hit = (best == self.code_of.gather(1, tokens)).to(states.dtype)
@@ -306,11 +324,13 @@ class StraightThrough(nn.Module):
     def nll(
         self, states: Float[Tensor, "copies batch d"], tokens: Int[Tensor, "copies batch"]
     ) -> Float[Tensor, "copies batch"]:
-        """The loss in training, commitment included; moves the codebook once."""
+        """The loss of each token; in training with the commitment, and the codebook moves once."""
         code_of = self.map()
         read = self.codebook.gather(1, code_of[..., None].expand_as(self.rows))
         logits = states @ (self.rows + (read - self.rows).detach()).mT
         loss = _token_loss(logits, tokens)
+        if not self.training:
+            return loss
         commit = (self.rows - read).square().sum(2).mean(1)
         with torch.no_grad():
             member = F.one_hot(code_of, self.codebook.shape[1]).to(self.rows.dtype)
@@ -329,6 +349,9 @@ class AdaptiveSoftmax(nn.Module):
         head: rows of the first tokens, and last that of the door.
         down: into q dimensions.
         up: rows of the tail, by rank.
+
+    Raises:
+        ValueError: a rank outside the vocabulary, or a head and a tail that do not make up the vocabulary.
     """
 
     def __init__(
@@ -339,6 +362,11 @@ class AdaptiveSoftmax(nn.Module):
         up: Float[Tensor, "copies tail q"],
     ) -> None:
         super().__init__()
+        require_between(0, len(rank_of) - 1, rank_of=rank_of)
+        if head.shape[1] - 1 + up.shape[1] != len(rank_of):
+            raise ValueError(
+                f"head and up must have a row for each of {len(rank_of)} tokens, and head one for the door"
+            )
         self.register_buffer("rank_of", rank_of)
         self.head, self.down, self.up = (nn.Parameter(part.clone()) for part in (head, down, up))
 
