@@ -319,23 +319,24 @@ class StraightThrough(nn.Module):
     @torch.no_grad()
     def map(self) -> Int[Tensor, "copies vocab"]:
         """The nearest code of every row."""
-        return (self.codebook.square().sum(2)[:, None] - 2 * self.rows @ self.codebook.mT).argmin(2)
+        return torch.baddbmm(self.codebook.square().sum(2)[:, None], self.rows, self.codebook.mT, alpha=-2).min(2)[1]
 
     def nll(
         self, states: Float[Tensor, "copies batch d"], tokens: Int[Tensor, "copies batch"]
     ) -> Float[Tensor, "copies batch"]:
         """The loss of each token; in training with the commitment, and the codebook moves once."""
         code_of = self.map()
-        read = self.codebook.gather(1, code_of[..., None].expand_as(self.rows))
+        each = code_of[..., None].expand_as(self.rows)
+        read = self.codebook.gather(1, each)
         logits = states @ (self.rows + (read - self.rows).detach()).mT
         loss = _token_loss(logits, tokens)
         if not self.training:
             return loss
         commit = (self.rows - read).square().sum(2).mean(1)
         with torch.no_grad():
-            member = F.one_hot(code_of, self.codebook.shape[1]).to(self.rows.dtype)
-            self.counts.lerp_(member.sum(1), 1 - self.decay)
-            self.sums.lerp_(member.mT @ self.rows, 1 - self.decay)
+            seen = torch.zeros_like(self.counts).scatter_add_(1, code_of, torch.ones_like(self.rows[..., 0]))
+            self.counts.lerp_(seen, 1 - self.decay)
+            self.sums.lerp_(torch.zeros_like(self.sums).scatter_add_(1, each, self.rows), 1 - self.decay)
             alive = self.counts[..., None] > 1e-3
             self.codebook = torch.where(alive, self.sums / self.counts[..., None].clamp_min(1e-3), self.codebook)
         return loss + self.commitment * commit[:, None]
