@@ -66,7 +66,8 @@ def test_the_gradient_identity_against_the_jacobian():
     p = net(x).softmax(-1)
     by_gap = torch.autograd.grad(up.preference_gap(net(x), y), weights)
     by_likelihood = torch.autograd.grad(-F.cross_entropy(net(x), y), weights)
-    for jacobian, a, b in zip(torch.func.jacrev(utilities, tuple(range(4)))(*weights), by_gap, by_likelihood, strict=True):
+    jacobians = torch.func.jacrev(utilities, tuple(range(4)))(*weights)
+    for jacobian, a, b in zip(jacobians, by_gap, by_likelihood, strict=True):
         expected = jacobian[3] - torch.einsum("y,y...->...", p, jacobian)
         torch.testing.assert_close(a, expected)
         torch.testing.assert_close(b, expected)
@@ -178,7 +179,7 @@ def test_samples_follow_the_enumerated_chances():
     plain, best = up.sample(
         tree, [lambda u, _: up.boltzmann(u), lambda u, _: up.boltzmann(u, 1e6)], uniforms, ends, lengths
     )
-    seen = {tokens: 0 for tokens in all_outputs(model, prompt, ends, 2)}
+    seen = dict.fromkeys(all_outputs(model, prompt, ends, 2), 0)
     for tokens in plain[0].tolist():
         seen[tuple(t for t in tokens if t >= 0)] += 1
     for tokens, log_p in all_outputs(model, prompt, ends, 2).items():

@@ -278,7 +278,7 @@ def beam(
 
 
 def token_f1(a: Int[Tensor, "*#batch m"], b: Int[Tensor, "*#batch n"]) -> Float[Tensor, "*batch"]:
-    """Precision and recall of the tokens as bags, their harmonic mean; negative ids are padding, empty outputs agree."""
+    """Harmonic mean of precision and recall of the tokens as bags; negative ids are padding, empty outputs agree."""
     earlier = (a[..., :, None] == a[..., None, :]).tril(-1).sum(-1)  # how often the token has come before
     there = (a[..., :, None] == b[..., None, :]).sum(-1)
     overlap = ((earlier < there) & (a >= 0)).sum(-1)
