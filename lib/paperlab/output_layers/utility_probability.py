@@ -130,7 +130,7 @@ def fit_curve(utilities: Float[Tensor, "cases choices"], revealed: Int[Tensor, "
     g = torch.from_numpy(shares).to(utilities).clamp(min=1e-12)
 
     def convert(rows: Tensor, _owners: Tensor | None = None) -> Tensor:
-        weight = g[heights(rows.log_softmax(-1))]
+        weight = g.to(rows)[heights(rows.log_softmax(-1))]
         return weight / weight.sum(-1, keepdim=True)
 
     return convert
