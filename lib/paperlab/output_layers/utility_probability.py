@@ -185,6 +185,15 @@ class TokenTree:
         twin.cache.padding = self.cache.padding
         return twin
 
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Forget all prompts but these."""
+        for store in (self.cache.keys, self.cache.values):
+            for layer in store:
+                store[layer] = store[layer][rows]
+        if self.cache.padding is not None:
+            self.cache.padding = self.cache.padding[rows]
+        self.logits, self.above = self.logits[rows], self.above[rows]
+
     def grow(self, parents: Int[Tensor, "prompts nodes"], tokens: Int[Tensor, "prompts nodes"]) -> None:
         """One level more: token ``tokens[i, j]`` below node ``parents[i, j]``; each sees its own ancestors only."""
         count, width = tokens.shape
@@ -249,31 +258,38 @@ def beam(
 ) -> tuple[Int[Tensor, "prompts steps"], Float[Tensor, " prompts"]]:
     r"""The output with the greatest $\log p$ that a beam of ``width`` finds, and that score; greedy for width 1.
 
-    Scores only fall, so the search stops when no open output can still win. -1 stands after an end or the length.
+    Scores only fall: an open output that lies below a finished one can no longer win, and is dropped, and so is a
+    prompt that has no other. -1 stands after an end or the length.
 
     Raises:
         ValueError: ``width`` or a length is below 1.
     """
     require_at_least(1, width=width, lengths=lengths)
     tree, count, steps, vocab = tree.fork(), len(lengths), int(lengths.max()), len(ends)
-    score, best = (torch.full((count, k), x, device=ends.device) for k, x in ((1, 0.0), (1, -torch.inf)))
+    score, best = (torch.full((count, 1), x, device=ends.device) for x in (0.0, -torch.inf))
     story = torch.full((count, 1, steps), -1, device=ends.device)
-    output = story[:, 0].clone()
+    output, row = story[:, 0].clone(), torch.arange(count, device=ends.device)  # row: the prompts that are left
     for t in range(steps):
         total = (score[..., None] + tree.logits.log_softmax(-1)).flatten(1)
         value, index = total.topk(min(width * (1 + int(ends.sum())), total.shape[1]))
         token, parent = index % vocab, index // vocab
-        story = story.gather(1, parent[..., None].expand(-1, -1, steps)).clone()
+        story = story.gather(1, parent[..., None].expand(-1, -1, steps))
         story[..., t] = token
-        closed = ends[token] | (t + 1 >= lengths)[:, None]
+        closed = ends[token] | (t + 1 >= lengths[row])[:, None]
         top, at = value[:, :width].masked_fill(~closed[:, :width], -torch.inf).max(1, keepdim=True)
-        output = torch.where(top > best, story.gather(1, at[..., None].expand(-1, -1, steps))[:, 0], output)
-        best = torch.maximum(top, best)
+        finished = story.gather(1, at[..., None].expand(-1, -1, steps))[:, 0]
+        output[row] = torch.where(top > best[row], finished, output[row])
+        best[row] = torch.maximum(top, best[row])
         score, order = value.masked_fill(closed, -torch.inf).topk(min(width, value.shape[1]))
-        if (score[:, :1] <= best).all():
+        alive = (score > best[row]).sum(1)
+        left = alive.nonzero()[:, 0]
+        if len(left) == 0:
             break
-        story = story.gather(1, order[..., None].expand(-1, -1, steps))
-        tree.grow(parent.gather(1, order), token.gather(1, order))
+        score, order = (kept[left, : int(alive.max())] for kept in (score, order))
+        story = story[left].gather(1, order[..., None].expand(-1, -1, steps))
+        tree.keep(left)
+        row = row[left]
+        tree.grow(parent[left].gather(1, order), token[left].gather(1, order))
     return output, best[:, 0]
 
 
