@@ -75,8 +75,9 @@ def fit_beta(
     wanted, beta = _of(u, revealed).double().mean().item(), 1.0
     for _ in range(50):
         p = (beta * u).softmax(-1)
-        mean = (p * u).sum(-1)
-        spread = ((p * u * u).sum(-1) - mean**2).double().mean().item()
+        weighted = p.mul_(u)
+        mean = weighted.sum(-1)
+        spread = (torch.linalg.vecdot(weighted, u) - mean**2).double().mean().item()
         step = (wanted - mean.double().mean().item()) / max(spread, 1e-12)
         beta, before = min(max(beta + step, beta / 2, low), beta * 2, high), beta
         if abs(beta - before) < 1e-5 * beta:
