@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from paperlab.checks import require_at_least, require_between, require_finite, require_positive, require_same_length
@@ -80,7 +80,7 @@ def fit_beta(
         spread = (torch.linalg.vecdot(weighted, u) - mean**2).double().mean().item()
         step = (wanted - mean.double().mean().item()) / max(spread, 1e-12)
         beta, before = min(max(beta + step, beta / 2, low), beta * 2, high), beta
-        if abs(beta - before) < 1e-5 * beta:
+        if abs(beta - before) < 1e-3 * beta:  # Newton's next error is about the square of that
             break
     return beta
 
@@ -98,7 +98,7 @@ def fit_ranks(utilities: Float[Tensor, "cases choices"], revealed: Int[Tensor, "
     require_finite(utilities=utilities)
     choices = utilities.shape[-1]
     counts = ranks(utilities, revealed).bincount(minlength=choices).double() + 1 / choices
-    shares = isotonic_regression(counts.cpu().numpy(), increasing=False)
+    shares = isotonic_regression(counts.cpu().numpy(), increasing=False).x
     return torch.from_numpy(shares / shares.sum()).to(utilities)
 
 
@@ -127,7 +127,7 @@ def fit_curve(utilities: Float[Tensor, "cases choices"], revealed: Int[Tensor, "
     where, p = heights(log_p).flatten(), log_p.exp().flatten() / len(revealed)
     hits = heights(_of(log_p, revealed)).bincount(minlength=bins).to(p).index_add(0, where, p)
     total = where.bincount(minlength=bins).clamp(min=1)
-    shares = isotonic_regression((hits / total).double().cpu().numpy(), sample_weight=total.double().cpu().numpy())
+    shares = isotonic_regression((hits / total).double().cpu().numpy(), weights=total.double().cpu().numpy()).x
     g = torch.from_numpy(shares).to(utilities).clamp(min=1e-12)
 
     def convert(rows: Tensor, _owners: Tensor | None = None) -> Tensor:
