@@ -207,18 +207,31 @@ def test_token_f1_and_minimum_bayes_risk_by_hand():
     assert up.minimum_bayes_risk(up.token_f1(samples[:, None], samples[None])).item() == 1
 
 
+ROOT, HALF = up.TokenTree(tiny(), torch.tensor([[1, 2]]), None), torch.full((1, 1, 1), 0.5)
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
         (lambda: up.boltzmann(torch.zeros(2, 3), 0.0), "beta"),
         (lambda: up.boltzmann(torch.full((2, 3), torch.nan)), "utilities"),
         (lambda: up.preference_gap(torch.full((2, 3), torch.inf), torch.zeros(2, dtype=torch.long)), "utilities"),
-        (lambda: up.fit_beta(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)), "revealed"),
+        (lambda: up.fit_beta(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), low=0.0), "low"),
+        (lambda: up.fit_ranks(torch.full((2, 3), torch.nan), torch.zeros(2, dtype=torch.long)), "utilities"),
         (lambda: up.fit_curve(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), bins=1), "bins"),
+        (lambda: up.beam(ROOT, 0, torch.zeros(5, dtype=torch.bool), torch.ones(1, dtype=torch.long)), "width"),
+        (lambda: up.beam(ROOT, 2, torch.zeros(5, dtype=torch.bool), torch.zeros(1, dtype=torch.long)), "lengths"),
+        (lambda: up.sample(ROOT, [], HALF, torch.zeros(5, dtype=torch.bool), torch.ones(1, dtype=torch.long)), "conv"),
+        (
+            lambda: up.sample(
+                ROOT, [lambda u, _: u], HALF + 1, torch.zeros(5, dtype=torch.bool), torch.ones(1, dtype=torch.long)
+            ),
+            "uniforms",
+        ),
         (lambda: up.nucleus(torch.ones(1, 2) / 2, 1.5), "top_p"),
         (lambda: up.calibration_error(torch.tensor([1.5]), torch.tensor([True])), "confidence"),
     ],
 )
 def test_bad_input_is_named(call, name):
-    with pytest.raises(Exception, match=name):
+    with pytest.raises(ValueError, match=name):
         call()
