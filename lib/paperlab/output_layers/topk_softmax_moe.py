@@ -1,11 +1,402 @@
-"""TODO: what this is, in one line.
+r"""Mixtures of linear experts behind a top-K gate: sampling, maximum likelihood, and losses that know no labels.
 
-TODO: why anyone should care, in two sentences.
+A sparse layer of experts lets K of k speak at each input. Whether its experts can be learnt, and how fast, is a
+question of statistics: this module fits such mixtures to data drawn from one, and measures how far they are from it.
 
-TODO: authors, "Statistical Perspective of Top-K Sparse Softmax Gating Mixture of Experts" (2023),
-https://arxiv.org/abs/2309.13850.
+Nguyen, Akbarian, Yan and Ho (2023), https://arxiv.org/abs/2309.13850, sections 2 and 3.
 """
 
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-def method() -> None:
-    """TODO: what it computes (equation), shapes, limits, errors."""
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_positive
+
+ORDER = {0: 1, 1: 1, 2: 4, 3: 6}  # r-bar by the number of experts in a cell; from 4 on the paper knows: at least 7
+BOX = {"gate_bias": 3.0, "gate_slope": 8.0, "line": 5.0, "sd": (0.1, 2.0)}  # the compact set of the theorems
+CHUNK = 4_096  # observations handled at a time, so that the scores stay in the cache
+
+
+class Experts(NamedTuple):
+    r"""k experts in each of several copies. Column 0 holds intercepts, the others slopes, one for each feature.
+
+    ``gate`` is $(\beta_{0i}, \beta_{1i})$, ``mean`` is $(b_i, a_i)$, ``log_sd`` half the logarithm of $\sigma_i$, which
+    the paper uses for the variance. Adding one vector to all gates changes nothing: the last expert's gate is 0.
+    """
+
+    gate: Float[Tensor, "copies k d1"]
+    mean: Float[Tensor, "copies k d1"]
+    log_sd: Float[Tensor, "copies k"]
+
+    def flat(self) -> Float[Tensor, "copies k p"]:
+        """Everything about an expert in one row."""
+        return torch.cat([self.gate, self.mean, self.log_sd[..., None]], -1)
+
+    @staticmethod
+    def of(flat: Float[Tensor, "copies k p"]) -> "Experts":
+        """The inverse of `flat`."""
+        d1 = (flat.shape[-1] - 1) // 2
+        return Experts(flat[..., :d1], flat[..., d1 : 2 * d1], flat[..., -1])
+
+    def take(self, rows: Sequence[int]) -> "Experts":
+        """These experts in this order, the gates shifted so that the last one's is 0."""
+        gate, mean, log_sd = (part[:, list(rows)] for part in self)
+        return Experts(gate - gate[:, -1:], mean, log_sd)
+
+
+class Fit(NamedTuple):
+    """Fitted experts, their mean log-likelihood, and the largest entry of its gradient (inside the box)."""
+
+    experts: Experts
+    log_likelihood: Float[Tensor, " copies"]
+    gradient: Float[Tensor, " copies"]
+
+
+def experts(gate: Sequence, mean: Sequence, sd: Sequence, **kind: object) -> Experts:
+    """One copy of k experts from lists: rows (β₀, β₁…), rows (b, a…) and standard deviations, in float64.
+
+    Raises:
+        ValueError: lengths differ, numbers that are not finite, or a deviation that is not positive.
+    """
+    require_positive(sd=sd)
+    parts = [torch.tensor([part], **{"dtype": torch.float64, **kind}) for part in (gate, mean, sd)]
+    require_finite(gate=parts[0], mean=parts[1])
+    if parts[0].shape != parts[1].shape or parts[0].shape[:2] != parts[2].shape:
+        raise ValueError(f"gate, mean and sd must agree, got {', '.join(str(tuple(p.shape)) for p in parts)}")
+    return Experts(parts[0] - parts[0][:, -1:], parts[1], parts[2].log())
+
+
+def log_gate(
+    gate: Float[Tensor, "copies k d1"], z: Float[Tensor, "copies d1 n"], selected: int, with_bias: bool = False
+) -> Float[Tensor, "copies k n"]:
+    r"""Logarithm of $\mathrm{Softmax}(\mathrm{TopK}(\beta_1^\top x, K; \beta_0))$; $-\infty$ for those not selected.
+
+    Selection goes by $\beta_{1i}^\top x$ alone; ``with_bias`` selects by the whole logit, as layers in use do. A tie
+    goes to the earlier expert. With ``selected`` = k this is the ordinary softmax gate. ``z`` is (1, x) in columns.
+
+    Raises:
+        ValueError: ``selected`` outside 1 to k.
+    """
+    k = gate.shape[1]
+    require_between(1, k, selected=selected)
+    logits = gate @ z
+    if selected < k:
+        score = logits if with_bias else gate[..., 1:] @ z[..., 1:, :]
+        beaten = torch.zeros_like(score)
+        for j in range(k):
+            beaten[:, :j] += score[:, j : j + 1] > score[:, :j]
+            beaten[:, j + 1 :] += score[:, j : j + 1] >= score[:, j + 1 :]
+        logits = logits.masked_fill(beaten >= selected, -math.inf)
+    return logits - logits.logsumexp(1, keepdim=True)
+
+
+def columns(x: Float[Tensor, "copies n d"]) -> Float[Tensor, "copies d1 n"]:
+    """Inputs as columns, with a first row of ones."""
+    return torch.cat([torch.ones_like(x[..., :1]), x], -1).mT
+
+
+def log_density(
+    e: Experts, x: Float[Tensor, "copies n d"], y: Float[Tensor, "copies n"], selected: int, with_bias: bool = False
+) -> Float[Tensor, "copies n"]:
+    r"""$\log g(y \mid x)$, the mixture of the selected experts' normal densities (equation 1).
+
+    Raises:
+        ValueError: as `log_gate`.
+    """
+    return _log_parts(e, columns(x), y, selected, with_bias)[1].logsumexp(1)
+
+
+def _log_parts(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Log gate, log of gate times normal density, and standardised residuals, all (copies, k, n)."""
+    gate = log_gate(e.gate, z, selected, with_bias)
+    u = (y[:, None] - e.mean @ z) * (-e.log_sd).exp()[..., None]
+    return gate, gate - 0.5 * u.square() - (e.log_sd + 0.5 * math.log(2 * math.pi))[..., None], u
+
+
+def scores(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False) -> tuple[Tensor, Tensor]:
+    r"""$\log g$, (copies, n), and its derivative in every parameter, (copies, k p, n), regions held as they are.
+
+    With the responsibility $r_i$ of expert i for y and its gate $\pi_i$: $(r_i - \pi_i) z$ for the gate,
+    $r_i u_i z / s_i$ for the mean, $r_i (u_i^2 - 1)$ for $\log s_i$, where $u_i = (y - b_i - a_i^\top x) / s_i$.
+    """
+    gate, joint, u = _log_parts(e, z, y, selected, with_bias)
+    total = joint.logsumexp(1, keepdim=True)
+    r = (joint - total).exp()
+    pulled, d1 = r * u, z.shape[1]
+    found = r.new_empty(*r.shape[:2], 2 * d1 + 1, r.shape[2])
+    torch.mul((r - gate.exp())[:, :, None], z[:, None], out=found[:, :, :d1])
+    torch.mul((pulled * (-e.log_sd).exp()[..., None])[:, :, None], z[:, None], out=found[:, :, d1 : 2 * d1])
+    torch.sub(pulled * u, r, out=found[:, :, -1])
+    return total[:, 0], found.flatten(1, 2)
+
+
+def draw(
+    truth: Experts, copies: int, n: int, selected: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "copies n d"], Float[Tensor, "copies n"]]:
+    """``copies`` samples of n observations, x uniform on the cube from -1 to 1, y from one copy of experts.
+
+    Raises:
+        ValueError: copies or n below 1, or as `log_gate`.
+    """
+    require_at_least(1, copies=copies, n=n)
+    kind = {"generator": generator, "dtype": truth.gate.dtype, "device": truth.gate.device}
+    x = 2 * torch.rand(copies, n, truth.gate.shape[2] - 1, **kind) - 1
+    z = columns(x)
+    gate = log_gate(truth.gate.expand(copies, -1, -1), z, selected).exp()
+    chosen = (torch.rand(copies, 1, n, **kind) > gate.cumsum(1)[:, :-1]).sum(1, keepdim=True)
+    mean, sd = truth.mean @ z, truth.log_sd.exp()[..., None].expand_as(gate)
+    noise = torch.randn(copies, n, **kind)
+    return x, mean.gather(1, chosen)[:, 0] + sd.gather(1, chosen)[:, 0] * noise
+
+
+def _climb(measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance: float) -> tuple[Tensor, ...]:
+    """Damped scoring, one damping a copy: (information + damping) step = gradient, kept only where the value rises.
+
+    ``measure(theta, rows)`` gives value, gradient and information of those copies; ``free`` says what may move.
+    """
+    copies, k, p = theta.shape
+    d1 = (p - 1) // 2
+    high = theta.new_tensor([BOX["gate_bias"]] + [BOX["gate_slope"]] * (d1 - 1) + [BOX["line"]] * d1 + [0.0])
+    low = -high
+    low[-1], high[-1] = (math.log(s) for s in BOX["sd"])
+    low, high = (bound.repeat(k) for bound in (low, high))
+    theta, free = theta.flatten(1).clone(), free.flatten().expand(copies, k * p)
+    damping = theta.new_full((copies,), 1e-2)
+    value, slope, info = measure(theta.view(copies, k, p), torch.arange(copies, device=theta.device))
+
+    def loose(rows: Tensor | slice) -> Tensor:
+        outward = ((theta[rows] >= high) & (slope[rows] > 0)) | ((theta[rows] <= low) & (slope[rows] < 0))
+        return (free[rows] & ~outward).to(theta.dtype)
+
+    for _ in range(steps):
+        rows = ((slope * loose(slice(None))).abs().amax(1) > tolerance).nonzero()[:, 0]
+        if not len(rows):
+            break
+        may = loose(rows)
+        matrix = info[rows] * may[:, :, None] * may[:, None]
+        scale = matrix.diagonal(dim1=1, dim2=2)
+        lifted = damping[rows, None] * (scale + 1e-3 * scale.mean(1, keepdim=True)) + 1e-12 + (1 - may)
+        step = torch.linalg.solve(matrix + torch.diag_embed(lifted), slope[rows] * may)
+        new = (theta[rows] + step).clamp(low, high)
+        new = torch.where(free[rows], new, theta[rows])
+        found = measure(new.view(-1, k, p), rows)
+        better = found[0] > value[rows]
+        kept = rows[better]
+        theta[kept] = new[better]
+        value[kept], slope[kept], info[kept] = (part[better] for part in found)
+        damping[rows] = torch.where(better, damping[rows] / 4, damping[rows] * 5).clamp(1e-9, 1e9)
+    return theta.view(copies, k, p), value, (slope * loose(slice(None))).abs().amax(1)
+
+
+@torch.no_grad()
+def fit(
+    starts: Sequence[Experts],
+    x: Float[Tensor, "copies n d"],
+    y: Float[Tensor, "copies n"],
+    *,
+    selected: int,
+    steps: int = 60,
+    screen: int = 8,
+    with_bias: bool = False,
+    tolerance: float = 1e-8,
+) -> Fit:
+    """Maximum likelihood in the box `BOX`: every start gets ``screen`` steps, the best of each copy goes on.
+
+    The likelihood never falls. A start has one copy, or one for each sample; its last expert's gate stays 0.
+
+    Raises:
+        ValueError: no start, no observation, data that are not finite, or as `log_gate`.
+    """
+    require_nonempty(starts=starts, y=y)
+    require_finite(x=x, y=y)
+    z, chunk = columns(x), max(1, CHUNK // y.shape[1])
+
+    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
+        found = []
+        for part, at in zip(theta.split(chunk), rows.split(chunk), strict=True):
+            sums = [0, 0, 0]
+            for some_z, some_y in zip(z[at].split(CHUNK, 2), y[at].split(CHUNK, 1), strict=True):
+                value, s = scores(Experts.of(part), some_z, some_y, selected, with_bias)
+                sums = [old + new for old, new in zip(sums, (value.sum(1), s.sum(2), s @ s.mT), strict=True)]
+            found.append([total / y.shape[1] for total in sums])
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    best = None
+    for start in starts:
+        theta = start.flat().expand(len(y), -1, -1).contiguous()
+        free = torch.ones_like(theta[0], dtype=torch.bool)
+        free[-1, : x.shape[2] + 1] = False
+        tried = _climb(measure, theta, free, screen if len(starts) > 1 else steps, tolerance)
+        if best is None:
+            best = tried
+        else:
+            wins = tried[1] > best[1]
+            best = (torch.where(wins[:, None, None], tried[0], best[0]), torch.where(wins, tried[1], best[1]), tried[2])
+    if len(starts) > 1:
+        best = _climb(measure, best[0], free, steps, tolerance)
+    return Fit(Experts.of(best[0]), *best[1:])
+
+
+class Grid(NamedTuple):
+    """Points (x, y) that carry one density exactly enough to integrate against it; weights include that of x."""
+
+    x: Float[Tensor, "1 n d"]
+    y: Float[Tensor, "1 n"]
+    weight: Float[Tensor, " n"]
+
+
+def grid(truth: Experts, panels: int = 2, nodes: int = 16) -> Grid:
+    """Gauss-Legendre in x on equal panels of [-1, 1] (regions end at panels' ends), the trapezoid rule in y.
+
+    With more than one feature x is a Sobol sequence of ``panels * nodes`` points instead.
+
+    Raises:
+        ValueError: panels or nodes below 1.
+    """
+    require_at_least(1, panels=panels, nodes=nodes)
+    kind = {"dtype": truth.gate.dtype, "device": truth.gate.device}
+    d = truth.gate.shape[2] - 1
+    if d == 1:
+        at, weight = (torch.tensor(part, **kind) for part in np.polynomial.legendre.leggauss(nodes))
+        left = torch.linspace(-1, 1, panels + 1, **kind)[:-1, None]
+        x, weight = (left + (at + 1) / panels).reshape(-1, 1), (weight / (2 * panels)).repeat(panels)
+    else:
+        x = torch.quasirandom.SobolEngine(d, scramble=True, seed=0).draw(panels * nodes).to(**kind) * 2 - 1
+        weight = torch.full((len(x),), 1 / len(x), **kind)
+    sd, reach = truth.log_sd.exp(), truth.mean[..., 1:].abs().sum(-1)
+    step = float(sd.min()) / 5
+    low, high = (truth.mean[..., 0] - reach - 8 * sd).min(), (truth.mean[..., 0] + reach + 8 * sd).max()
+    y = torch.arange(float(low), float(high), step, **kind)
+    return Grid(x.repeat_interleave(len(y), 0)[None], y.repeat(len(x))[None], weight.repeat_interleave(len(y)) * step)
+
+
+@torch.no_grad()
+def hellinger(
+    e: Experts, truth: Experts, at: Grid, selected: int, truth_selected: int, with_bias: bool = False
+) -> Float[Tensor, " copies"]:
+    r"""Hellinger distance of the conditional densities, $h^2 = \frac12 E_x \int (\sqrt g - \sqrt{g_*})^2 dy$, 0 to 1.
+
+    Raises:
+        ValueError: as `log_gate`.
+    """
+    known = log_density(truth, at.x, at.y, truth_selected).div(2).exp()
+    own = (part.expand(len(e.gate), *part.shape[1:]) for part in (at.x, at.y))
+    return ((log_density(e, *own, selected, with_bias).div(2).exp() - known).square() @ at.weight).div(2).sqrt()
+
+
+@torch.no_grad()
+def nearest(
+    start: Experts,
+    truth: Experts,
+    at: Grid,
+    *,
+    selected: int,
+    truth_selected: int,
+    held: Bool[Tensor, "k p"],
+    steps: int,
+) -> Fit:
+    """The experts nearest to the truth in Hellinger distance with some parameters ``held``: no data, no noise.
+
+    The value returned is minus the squared distance.
+
+    Raises:
+        ValueError: as `log_gate`.
+    """
+    z, known = columns(at.x), log_density(truth, at.x, at.y, truth_selected).div(2).exp()
+
+    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
+        found = []
+        for part in theta.split(1):
+            value, s = scores(Experts.of(part), z, at.y, selected)
+            root = value.div(2).exp()
+            s = s * (root * at.weight.sqrt() / 2)[:, None]  # the derivative of the weighted root of the density
+            miss = (known - root) * at.weight.sqrt()
+            found.append((-miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], s @ s.mT))
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    found = _climb(measure, start.flat(), ~held, steps, 0.0)
+    return Fit(Experts.of(found[0]), *found[1:])
+
+
+def _places(e: Experts) -> Float[Tensor, "copies k q"]:
+    """What the Voronoi cells are cells of: slope of the gate, intercept, slope and variance of the expert."""
+    return torch.cat([e.gate[..., 1:], e.mean, (2 * e.log_sd).exp()[..., None]], -1)
+
+
+def voronoi(e: Experts, truth: Experts) -> Int[Tensor, "copies k"]:
+    """The true expert nearest to each fitted one: cell $A_j$ holds the fitted experts with entry j."""
+    return torch.cdist(_places(e), _places(truth).expand(len(e.gate), -1, -1)).argmin(2)
+
+
+def _misses(e: Experts, truth: Experts) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells, their sizes (copies, true k), and the distances in (gate slope, b, a, variance), (copies, k, 4)."""
+    cell = voronoi(e, truth)
+    own = _places(truth)[0][cell]
+    d = e.gate.shape[2] - 1
+    miss = (_places(e) - own).split([d, 1, d, 1], -1)
+    sizes = torch.nn.functional.one_hot(cell, truth.gate.shape[1]).sum(1)
+    return cell, sizes, torch.stack([part.norm(dim=-1) for part in miss], -1)
+
+
+def _powers(sizes: Tensor, like: Tensor) -> Tensor:
+    """Exponents for (gate slope, b, a, variance) by the size of the cell: 1 alone, else r-bar or half of it."""
+    order = torch.tensor([ORDER.get(m, 7) for m in range(int(sizes.max()) + 1)], dtype=like.dtype, device=like.device)
+    r = order[sizes][..., None]
+    return torch.where(r > 1, r * like.new_tensor([1, 1, 0.5, 0.5]), 1.0)
+
+
+def voronoi_loss(e: Experts, truth: Experts, selected: int, exact: bool = False) -> Float[Tensor, " copies"]:
+    r"""The paper's $D_1$ (``exact``: every exponent is 1) or $D_2$, for one copy of true experts.
+
+    Each cell gives $\sum_{i \in A_j} e^{\beta_{0i}}$ times the distances of its experts, raised to the powers of its
+    size, and $|\sum_{i \in A_j} e^{\beta_{0i}} - e^{\beta_{0j}^*}|$; the worst K = ``selected`` cells are added up.
+
+    Raises:
+        ValueError: ``selected`` outside 1 to the number of true experts.
+    """
+    require_between(1, truth.gate.shape[1], selected=selected)
+    cell, sizes, miss = _misses(e, truth)
+    if not exact:
+        miss = miss ** _powers(sizes.gather(1, cell), miss)
+    weight, known = e.gate[..., 0].exp(), truth.gate[..., 0].exp()
+    none = torch.zeros_like(sizes, dtype=miss.dtype)
+    cells = none.scatter_add(1, cell, weight * miss.sum(-1)) + (none.scatter_add(1, cell, weight) - known).abs()
+    return cells.topk(selected, dim=1).values.sum(1)
+
+
+def errors(e: Experts, truth: Experts) -> tuple[Float[Tensor, "copies 4"], Float[Tensor, "copies 4"]]:
+    r"""Errors in (gate slope, b, a, variance) of experts that share a cell, and of those alone (their mean).
+
+    Where a cell is shared, the mean is the one that $D_2$ bounds: of powers $\bar r$ (or $\bar r/2$), weighted by
+    $e^{\beta_{0i}}$, and then the root. NaN where no expert shares or none is alone.
+    """
+    cell, sizes, miss = _misses(e, truth)
+    size = sizes.gather(1, cell)
+    power, weight = _powers(size, miss), e.gate[..., :1].exp() * (size > 1)[..., None]
+    most = power.amax(1)
+    shared = ((weight * miss ** most[:, None]).sum(1) / weight.sum(1)) ** (1 / most)
+    lone = (size == 1).to(miss.dtype)[..., None]
+    return shared, (miss * lone).sum(1) / lone.sum(1)
+
+
+def twins(e: Experts, i: int, offset: Sequence[float]) -> Experts:
+    """Expert i of each copy twice, its weight halved, moved by minus and plus ``offset`` (a row of `Experts.flat`).
+
+    Raises:
+        ValueError: no such expert but the last, or an offset of another length.
+    """
+    k = e.gate.shape[1]
+    require_between(0, k - 2, i=i)
+    flat = e.flat()[:, [*range(i + 1), *range(i, k)]]
+    move = flat.new_tensor(offset)
+    if move.shape != flat.shape[-1:]:
+        raise ValueError(f"offset must have {flat.shape[-1]} entries, got {len(move)}")
+    flat[:, i : i + 2, 0] -= math.log(2)
+    flat[:, i] -= move
+    flat[:, i + 1] += move
+    return Experts.of(flat)
