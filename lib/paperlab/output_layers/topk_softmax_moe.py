@@ -18,7 +18,8 @@ from torch import Tensor
 from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_positive
 
 ORDER = {0: 1, 1: 1, 2: 4, 3: 6}  # r-bar by the number of experts in a cell; from 4 on the paper knows: at least 7
-BOX = {"gate_bias": 3.0, "gate_slope": 8.0, "line": 5.0, "sd": (0.1, 2.0)}  # the compact set of the theorems
+BOX = {"gate_bias": 3.0, "gate_slope": 8.0, "line": 5.0, "sd": (0.2, 2.0)}  # the compact set of the theorems
+TIE = 1e-6  # gate slopes closer than this count as tied
 CHUNK = 4_096  # observations handled at a time, so that the scores stay in the cache
 
 
@@ -154,10 +155,14 @@ def draw(
     return x, mean.gather(1, chosen)[:, 0] + sd.gather(1, chosen)[:, 0] * noise
 
 
-def _climb(measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance: float) -> tuple[Tensor, ...]:
+def _climb(
+    measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance: float, edges: Sequence[int] = ()
+) -> tuple[Tensor, ...]:
     """Damped scoring, one damping a copy: (information + damping) step = gradient, kept only where the value rises.
 
-    ``measure(theta, rows)`` gives value, gradient and information of those copies; ``free`` says what may move.
+    ``measure(theta, rows)`` gives value, gradient and information of those copies; ``free`` says what may move. With
+    one feature the regions depend on the order of the gates' slopes alone: ``edges`` are the places in that order
+    across which no step may go. A maximum may lie on an edge, where two slopes tie and can only move together.
     """
     copies, k, p = theta.shape
     d1 = (p - 1) // 2
@@ -166,31 +171,60 @@ def _climb(measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance
     low[-1], high[-1] = (math.log(s) for s in BOX["sd"])
     low, high = (bound.repeat(k) for bound in (low, high))
     theta, free = theta.flatten(1).clone(), free.flatten().expand(copies, k * p)
-    damping = theta.new_full((copies,), 1e-2)
+    eye = torch.eye(k * p, dtype=theta.dtype, device=theta.device)
+    damping, blocked = theta.new_full((copies,), 1e-2), torch.zeros(copies, 1, dtype=torch.bool, device=theta.device)
     value, slope, info = measure(theta.view(copies, k, p), torch.arange(copies, device=theta.device))
 
-    def loose(rows: Tensor | slice) -> Tensor:
-        outward = ((theta[rows] >= high) & (slope[rows] > 0)) | ((theta[rows] <= low) & (slope[rows] < 0))
-        return (free[rows] & ~outward).to(theta.dtype)
+    def allowed(rows: Tensor, blocked: Tensor | bool = False) -> Tensor:
+        """Projection on the directions that leave neither the box nor the regions, (rows, k p, k p)."""
+        at, pull = theta[rows], slope[rows]
+        may = free[rows] & ~(((at >= high) & (pull > 0)) | ((at <= low) & (pull < 0)))
+        pull, order = pull * may, at[:, 1::p].argsort(1)
+        wall = at.new_zeros(len(at), len(edges), k * p)
+        for e, r in enumerate(edges):
+            under, over = order[:, r - 1 : r] * p + 1, order[:, r : r + 1] * p + 1
+            shut = (pull.gather(1, over) < pull.gather(1, under)) | blocked
+            shut = shut & (at.gather(1, over) - at.gather(1, under) < TIE)
+            wall[:, e].scatter_(1, over, shut.to(at.dtype)).scatter_(1, under, -shut.to(at.dtype))
+        keep, wall = eye * may[:, None], wall * may[:, None]
+        return keep - torch.linalg.pinv(wall) @ wall if len(edges) and wall.any() else keep
+
+    def inside(old: Tensor, new: Tensor) -> Tensor:
+        """The share of the step from old to new that ends at the first edge, (rows, 1)."""
+        before, after = old[:, 1::p], new[:, 1::p]
+        rank = before.argsort(1).argsort(1)
+        gap, left = (s[:, None, :] - s[:, :, None] for s in (before, after))
+        hit = (left < TIE / 100) & (gap - left > 1e-12)
+        hit &= sum(((rank < r)[:, :, None] & (rank >= r)[:, None, :]) for r in edges).bool()
+        return torch.where(hit, (gap - TIE / 100).clamp_min(0) / (gap - left), 1.0).amin((1, 2))[:, None]
+
+    def steepness() -> Tensor:
+        return (allowed(torch.arange(copies, device=theta.device)) @ slope[..., None])[..., 0].abs().amax(1)
 
     for _ in range(steps):
-        rows = ((slope * loose(slice(None))).abs().amax(1) > tolerance).nonzero()[:, 0]
+        rows = (steepness() > tolerance).nonzero()[:, 0]
         if not len(rows):
             break
-        may = loose(rows)
-        matrix = info[rows] * may[:, :, None] * may[:, None]
-        scale = matrix.diagonal(dim1=1, dim2=2)
-        lifted = damping[rows, None] * (scale + 1e-3 * scale.mean(1, keepdim=True)) + 1e-12 + (1 - may)
-        step = torch.linalg.solve(matrix + torch.diag_embed(lifted), slope[rows] * may)
-        new = (theta[rows] + step).clamp(low, high)
-        new = torch.where(free[rows], new, theta[rows])
+        may, scale = allowed(rows, blocked[rows]), info[rows].diagonal(dim1=1, dim2=2)
+        lifted = damping[rows, None] * (scale + 1e-3 * scale.mean(1, keepdim=True)) + 1e-12
+        matrix = may @ (info[rows] + torch.diag_embed(lifted)) @ may + eye - may
+        step = torch.linalg.solve(matrix, (may @ slope[rows][..., None])[..., 0])
+        new = torch.where(free[rows], (theta[rows] + step).clamp(low, high), theta[rows])
+        if len(edges):
+            share = inside(theta[rows], new)
+            new, blocked[rows] = theta[rows] + share * (new - theta[rows]), share < 1e-3  # next time along the edge
         found = measure(new.view(-1, k, p), rows)
         better = found[0] > value[rows]
         kept = rows[better]
         theta[kept] = new[better]
         value[kept], slope[kept], info[kept] = (part[better] for part in found)
         damping[rows] = torch.where(better, damping[rows] / 4, damping[rows] * 5).clamp(1e-9, 1e9)
-    return theta.view(copies, k, p), value, (slope * loose(slice(None))).abs().amax(1)
+    return theta.view(copies, k, p), value, steepness()
+
+
+def _edges(k: int, selected: int, features: int, with_bias: bool = False) -> list[int]:
+    """Where in the order of k slopes a swap changes what is selected left or right of 0; none where nothing is known."""
+    return sorted({selected, k - selected} - {0, k}) if features == 1 and not with_bias else []
 
 
 @torch.no_grad()
@@ -226,19 +260,19 @@ def fit(
             found.append([total / y.shape[1] for total in sums])
         return [torch.cat(part) for part in zip(*found, strict=True)]
 
-    best = None
+    edges, best = _edges(starts[0].gate.shape[1], selected, x.shape[2], with_bias), None
     for start in starts:
         theta = start.flat().expand(len(y), -1, -1).contiguous()
         free = torch.ones_like(theta[0], dtype=torch.bool)
         free[-1, : x.shape[2] + 1] = False
-        tried = _climb(measure, theta, free, screen if len(starts) > 1 else steps, tolerance)
+        tried = _climb(measure, theta, free, screen if len(starts) > 1 else steps, tolerance, edges)
         if best is None:
             best = tried
         else:
             wins = tried[1] > best[1]
             best = (torch.where(wins[:, None, None], tried[0], best[0]), torch.where(wins, tried[1], best[1]), tried[2])
     if len(starts) > 1:
-        best = _climb(measure, best[0], free, steps, tolerance)
+        best = _climb(measure, best[0], free, steps, tolerance, edges)
     return Fit(Experts.of(best[0]), *best[1:])
 
 
@@ -319,7 +353,8 @@ def nearest(
             found.append((-miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], s @ s.mT))
         return [torch.cat(part) for part in zip(*found, strict=True)]
 
-    found = _climb(measure, start.flat(), ~held, steps, 0.0)
+    edges = _edges(start.gate.shape[1], selected, at.x.shape[2])
+    found = _climb(measure, start.flat(), ~held, steps, 0.0, edges)
     return Fit(Experts.of(found[0]), *found[1:])
 
 
