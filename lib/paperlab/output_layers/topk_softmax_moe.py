@@ -18,10 +18,15 @@ from torch import Tensor
 from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_positive
 
 ORDER = {0: 1, 1: 1, 2: 4, 3: 6}  # r-bar by the number of experts in a cell; from 4 on the paper knows: at least 7
-BOX = {"gate_bias": 3.0, "gate_slope": 8.0, "line": 5.0, "sd": (0.2, 2.0)}  # the compact set of the theorems
+BOX = {
+    "gate_bias": (-3.0, 3.0),
+    "gate_slope": (-8.0, 8.0),
+    "line": (-5.0, 5.0),
+    "sd": (0.2, 2.0),
+}  # the compact set of the theorems
 LEAST = 1e-300  # no density is taken to be smaller: an observation that all experts miss by 35 deviations
 TIE = 1e-6  # gate slopes closer than this count as tied
-CHUNK = 10_000  # observations handled at a time, so that the scores stay in the cache
+CHUNK = 6_000  # observations handled at a time, so that the scores stay in the cache
 
 
 class Experts(NamedTuple):
@@ -74,7 +79,7 @@ def experts(gate: Sequence, mean: Sequence, sd: Sequence, **kind: object) -> Exp
 
 
 def gate_weights(
-    gate: Float[Tensor, "copies k d1"], z: Float[Tensor, "copies d1 n"], selected: int, with_bias: bool = False
+    gate: Float[Tensor, "copies k d1"], z: Float[Tensor, "#copies d1 n"], selected: int, with_bias: bool = False
 ) -> Float[Tensor, "copies k n"]:
     r"""$\mathrm{Softmax}(\mathrm{TopK}(\beta_1^\top x, K; \beta_0))$, 0 for the experts that are not selected.
 
@@ -89,7 +94,7 @@ def gate_weights(
     logits = gate @ z
     if selected < k:
         score = logits if with_bias else gate[..., 1:] @ z[..., 1:, :]
-        beaten = torch.zeros_like(score)
+        beaten = torch.zeros_like(score, dtype=torch.uint8)
         for j in range(k):
             beaten[:, :j] += score[:, j : j + 1] > score[:, :j]
             beaten[:, j + 1 :] += score[:, j : j + 1] >= score[:, j + 1 :]
@@ -103,7 +108,7 @@ def columns(x: Float[Tensor, "copies n d"]) -> Float[Tensor, "copies d1 n"]:
 
 
 def log_density(
-    e: Experts, x: Float[Tensor, "copies n d"], y: Float[Tensor, "copies n"], selected: int, with_bias: bool = False
+    e: Experts, x: Float[Tensor, "#copies n d"], y: Float[Tensor, "#copies n"], selected: int, with_bias: bool = False
 ) -> Float[Tensor, "copies n"]:
     r"""$\log g(y \mid x)$, the mixture of the selected experts' normal densities (equation 1).
 
@@ -120,16 +125,20 @@ def _parts(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool) -> 
     return gate, gate * (u.square() * -0.5).exp_() * (precise / math.sqrt(2 * math.pi)), u
 
 
-def scores(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False) -> tuple[Tensor, Tensor]:
+def scores(
+    e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False, room: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""$\log g$, (copies, n), and its derivative in every parameter, (copies, k p, n), regions held as they are.
 
     With the responsibility $r_i$ of expert i for y and its gate $\pi_i$: $(r_i - \pi_i) z$ for the gate,
     $r_i u_i z / s_i$ for the mean, $r_i (u_i^2 - 1)$ for $\log s_i$, where $u_i = (y - b_i - a_i^\top x) / s_i$.
+    ``room`` is memory to write into, so that a loop need not ask for it anew.
     """
     gate, joint, u = _parts(e, z, y, selected, with_bias)
     total = joint.sum(1, keepdim=True).clamp_min(LEAST)
     r, d1 = joint / total, z.shape[1]
-    pulled, found = r * u, r.new_empty(*r.shape[:2], 2 * d1 + 1, r.shape[2])
+    pulled, shape = r * u, (*r.shape[:2], 2 * d1 + 1, r.shape[2])
+    found = r.new_empty(shape) if room is None else room[: math.prod(shape)].view(shape)
     torch.mul((r - gate)[:, :, None], z[:, None], out=found[:, :, :d1])
     torch.mul((pulled * (-e.log_sd).exp()[..., None])[:, :, None], z[:, None], out=found[:, :, d1 : 2 * d1])
     torch.sub(pulled * u, r, out=found[:, :, -1])
@@ -151,8 +160,7 @@ def draw(
     gate = gate_weights(truth.gate.expand(copies, -1, -1), z, selected)
     chosen = (torch.rand(copies, 1, n, **kind) > gate.cumsum(1)[:, :-1]).sum(1, keepdim=True)
     mean, sd = truth.mean @ z, truth.log_sd.exp()[..., None].expand_as(gate)
-    noise = torch.randn(copies, n, **kind)
-    return x, mean.gather(1, chosen)[:, 0] + sd.gather(1, chosen)[:, 0] * noise
+    return x, mean.gather(1, chosen)[:, 0] + sd.gather(1, chosen)[:, 0] * torch.randn(copies, n, **kind)
 
 
 def _climb(
@@ -166,14 +174,13 @@ def _climb(
     """
     copies, k, p = theta.shape
     d1 = (p - 1) // 2
-    high = theta.new_tensor([BOX["gate_bias"]] + [BOX["gate_slope"]] * (d1 - 1) + [BOX["line"]] * d1 + [0.0])
-    low = -high
-    low[-1], high[-1] = (math.log(s) for s in BOX["sd"])
-    low, high = (bound.repeat(k) for bound in (low, high))
+    sd = tuple(math.log(s) for s in BOX["sd"])
+    low, high = theta.new_tensor([BOX["gate_bias"], *[BOX["gate_slope"]] * (d1 - 1), *[BOX["line"]] * d1, sd] * k).T
     theta, free = theta.flatten(1).clone(), free.flatten().expand(copies, k * p)
     eye = torch.eye(k * p, dtype=theta.dtype, device=theta.device)
     damping, blocked = theta.new_full((copies,), 1e-2), torch.zeros(copies, 1, dtype=torch.bool, device=theta.device)
-    value, slope, info = measure(theta.view(copies, k, p), torch.arange(copies, device=theta.device))
+    everyone = torch.arange(copies, device=theta.device)
+    value, slope, info = measure(theta.view(copies, k, p), everyone)
 
     def allowed(rows: Tensor, blocked: Tensor | bool = False) -> Tensor:
         """Projection on the directions that leave neither the box nor the regions, (rows, k p, k p)."""
@@ -187,7 +194,8 @@ def _climb(
             shut = shut & (at.gather(1, over) - at.gather(1, under) < TIE)
             wall[:, e].scatter_(1, over, shut.to(at.dtype)).scatter_(1, under, -shut.to(at.dtype))
         keep, wall = eye * may[:, None], wall * may[:, None]
-        return keep - torch.linalg.pinv(wall) @ wall if len(edges) and wall.any() else keep
+        gram = wall @ wall.mT + 1e-12 * eye[: len(edges), : len(edges)]
+        return keep - wall.mT @ torch.linalg.solve(gram, wall)
 
     def inside(old: Tensor, new: Tensor) -> Tensor:
         """The share of the step from old to new that ends at the first edge, (rows, 1)."""
@@ -199,7 +207,7 @@ def _climb(
         return torch.where(hit, (gap - TIE / 100).clamp_min(0) / (gap - left), 1.0).amin((1, 2))[:, None]
 
     def steepness() -> Tensor:
-        return (allowed(torch.arange(copies, device=theta.device)) @ slope[..., None])[..., 0].abs().amax(1)
+        return (allowed(everyone) @ slope[..., None])[..., 0].abs().amax(1)
 
     for _ in range(steps):
         rows = (steepness() > tolerance).nonzero()[:, 0]
@@ -235,7 +243,7 @@ def fit(
     *,
     selected: int,
     steps: int = 60,
-    screen: int = 8,
+    screen: int = 5,
     with_bias: bool = False,
     tolerance: float = 1e-8,
 ) -> Fit:
@@ -249,31 +257,25 @@ def fit(
     require_nonempty(starts=starts, y=y)
     require_finite(x=x, y=y)
     z, chunk = columns(x), max(1, CHUNK // y.shape[1])
+    k, room = starts[0].gate.shape[1], y.new_empty(starts[0].flat()[0].numel() * CHUNK)
 
     def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
         found = []
         for part, at in zip(theta.split(chunk), rows.split(chunk), strict=True):
             sums = [0, 0, 0]
             for some_z, some_y in zip(z[at].split(CHUNK, 2), y[at].split(CHUNK, 1), strict=True):
-                value, s = scores(Experts.of(part), some_z, some_y, selected, with_bias)
+                value, s = scores(Experts.of(part), some_z, some_y, selected, with_bias, room)
                 sums = [old + new for old, new in zip(sums, (value.sum(1), s.sum(2), s @ s.mT), strict=True)]
             found.append([total / y.shape[1] for total in sums])
         return [torch.cat(part) for part in zip(*found, strict=True)]
 
-    edges, best = _edges(starts[0].gate.shape[1], selected, x.shape[2], with_bias), None
-    for start in starts:
-        theta = start.flat().expand(len(y), -1, -1).contiguous()
-        free = torch.ones_like(theta[0], dtype=torch.bool)
-        free[-1, : x.shape[2] + 1] = False
-        tried = _climb(measure, theta, free, screen if len(starts) > 1 else steps, tolerance, edges)
-        if best is None:
-            best = tried
-        else:
-            wins = tried[1] > best[1]
-            best = (torch.where(wins[:, None, None], tried[0], best[0]), torch.where(wins, tried[1], best[1]), tried[2])
-    if len(starts) > 1:
-        best = _climb(measure, best[0], free, steps, tolerance, edges)
-    return Fit(Experts.of(best[0]), *best[1:])
+    edges, free = _edges(k, selected, x.shape[2], with_bias), torch.ones_like(starts[0].flat()[0], dtype=torch.bool)
+    free[-1, : x.shape[2] + 1] = False
+    begun = [_climb(measure, s.flat().expand(len(y), -1, -1), free, screen, tolerance, edges) for s in starts]
+    best = torch.stack([value for _, value, _ in begun]).argmax(0)
+    theta = torch.stack([theta for theta, *_ in begun])[best, torch.arange(len(y), device=y.device)]
+    found = _climb(measure, theta, free, steps, tolerance, edges)
+    return Fit(Experts.of(found[0]), *found[1:])
 
 
 class Grid(NamedTuple):
@@ -284,23 +286,21 @@ class Grid(NamedTuple):
     weight: Float[Tensor, " n"]
 
 
-def grid(truth: Experts, panels: int = 2, nodes: int = 16) -> Grid:
+def grid(truth: Experts, panels: int = 2, nodes: int = 16, x: Tensor | None = None) -> Grid:
     """Gauss-Legendre in x on equal panels of [-1, 1] (regions end at panels' ends), the trapezoid rule in y.
 
-    With more than one feature x is a Sobol sequence of ``panels * nodes`` points instead.
+    With more than one feature give the points ``x``, (points, d), all of the same weight.
 
     Raises:
         ValueError: panels or nodes below 1.
     """
     require_at_least(1, panels=panels, nodes=nodes)
     kind = {"dtype": truth.gate.dtype, "device": truth.gate.device}
-    d = truth.gate.shape[2] - 1
-    if d == 1:
+    if x is None:
         at, weight = (torch.tensor(part, **kind) for part in np.polynomial.legendre.leggauss(nodes))
         left = torch.linspace(-1, 1, panels + 1, **kind)[:-1, None]
         x, weight = (left + (at + 1) / panels).reshape(-1, 1), (weight / (2 * panels)).repeat(panels)
     else:
-        x = torch.quasirandom.SobolEngine(d, scramble=True, seed=0).draw(panels * nodes).to(**kind) * 2 - 1
         weight = torch.full((len(x),), 1 / len(x), **kind)
     sd, reach = truth.log_sd.exp(), truth.mean[..., 1:].abs().sum(-1)
     step = float(sd.min()) / 5
@@ -319,8 +319,7 @@ def hellinger(
         ValueError: as `gate_weights`.
     """
     known = log_density(truth, at.x, at.y, truth_selected).div(2).exp()
-    own = (part.expand(len(e.gate), *part.shape[1:]) for part in (at.x, at.y))
-    return ((log_density(e, *own, selected, with_bias).div(2).exp() - known).square() @ at.weight).div(2).sqrt()
+    return ((log_density(e, at.x, at.y, selected, with_bias).div(2).exp() - known).square() @ at.weight).div(2).sqrt()
 
 
 @torch.no_grad()
@@ -343,15 +342,12 @@ def nearest(
     """
     z, known = columns(at.x), log_density(truth, at.x, at.y, truth_selected).div(2).exp()
 
-    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
-        found = []
-        for part in theta.split(1):
-            value, s = scores(Experts.of(part), z, at.y, selected)
-            root = value.div(2).exp()
-            s = s * (root * at.weight.sqrt() / 2)[:, None]  # the derivative of the weighted root of the density
-            miss = (known - root) * at.weight.sqrt()
-            found.append((-miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], s @ s.mT))
-        return [torch.cat(part) for part in zip(*found, strict=True)]
+    def measure(theta: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        value, s = scores(Experts.of(theta), z, at.y, selected)
+        root = value.div(2).exp()
+        s *= (root * at.weight.sqrt() / 2)[:, None]  # now the derivative of the weighted root of the density
+        miss = (known - root) * at.weight.sqrt()
+        return -miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], s @ s.mT
 
     edges = _edges(start.gate.shape[1], selected, at.x.shape[2])
     found = _climb(measure, start.flat(), ~held, steps, 0.0, edges)
@@ -368,21 +364,17 @@ def voronoi(e: Experts, truth: Experts) -> Int[Tensor, "copies k"]:
     return torch.cdist(_places(e), _places(truth).expand(len(e.gate), -1, -1)).argmin(2)
 
 
-def _misses(e: Experts, truth: Experts) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells, their sizes (copies, true k), and the distances in (gate slope, b, a, variance), (copies, k, 4)."""
-    cell = voronoi(e, truth)
-    own = _places(truth)[0][cell]
-    d = e.gate.shape[2] - 1
-    miss = (_places(e) - own).split([d, 1, d, 1], -1)
-    sizes = torch.nn.functional.one_hot(cell, truth.gate.shape[1]).sum(1)
-    return cell, sizes, torch.stack([part.norm(dim=-1) for part in miss], -1)
+def _misses(e: Experts, truth: Experts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cells and their sizes (copies, k), distances in (gate slope, b, a, variance) and their powers (copies, k, 4).
 
-
-def _powers(sizes: Tensor, like: Tensor) -> Tensor:
-    """Exponents for (gate slope, b, a, variance) by the size of the cell: 1 alone, else r-bar or half of it."""
-    order = torch.tensor([ORDER.get(m, 7) for m in range(int(sizes.max()) + 1)], dtype=like.dtype, device=like.device)
-    r = order[sizes][..., None]
-    return torch.where(r > 1, r * like.new_tensor([1, 1, 0.5, 0.5]), 1.0)
+    The power is 1 for an expert alone in its cell, else r-bar or half of it.
+    """
+    cell, d = voronoi(e, truth), e.gate.shape[2] - 1
+    miss = (_places(e) - _places(truth)[0][cell]).split([d, 1, d, 1], -1)
+    size = torch.nn.functional.one_hot(cell, truth.gate.shape[1]).sum(1).gather(1, cell)
+    r = miss[0].new_tensor([ORDER.get(m, 7) for m in range(e.gate.shape[1] + 1)])[size][..., None]
+    power = torch.where(r > 1, r * r.new_tensor([1, 1, 0.5, 0.5]), 1.0)
+    return cell, size, torch.stack([part.norm(dim=-1) for part in miss], -1), power
 
 
 def voronoi_loss(e: Experts, truth: Experts, selected: int, exact: bool = False) -> Float[Tensor, " copies"]:
@@ -395,11 +387,10 @@ def voronoi_loss(e: Experts, truth: Experts, selected: int, exact: bool = False)
         ValueError: ``selected`` outside 1 to the number of true experts.
     """
     require_between(1, truth.gate.shape[1], selected=selected)
-    cell, sizes, miss = _misses(e, truth)
-    if not exact:
-        miss = miss ** _powers(sizes.gather(1, cell), miss)
+    cell, _, miss, power = _misses(e, truth)
+    miss = miss if exact else miss**power
     weight, known = e.gate[..., 0].exp(), truth.gate[..., 0].exp()
-    none = torch.zeros_like(sizes, dtype=miss.dtype)
+    none = torch.zeros_like(known).repeat(len(cell), 1)
     cells = none.scatter_add(1, cell, weight * miss.sum(-1)) + (none.scatter_add(1, cell, weight) - known).abs()
     return cells.topk(selected, dim=1).values.sum(1)
 
@@ -410,10 +401,8 @@ def errors(e: Experts, truth: Experts) -> tuple[Float[Tensor, "copies 4"], Float
     Where a cell is shared, the mean is the one that $D_2$ bounds: of powers $\bar r$ (or $\bar r/2$), weighted by
     $e^{\beta_{0i}}$, and then the root. NaN where no expert shares or none is alone.
     """
-    cell, sizes, miss = _misses(e, truth)
-    size = sizes.gather(1, cell)
-    power, weight = _powers(size, miss), e.gate[..., :1].exp() * (size > 1)[..., None]
-    most = power.amax(1)
+    _, size, miss, power = _misses(e, truth)
+    weight, most = e.gate[..., :1].exp() * (size > 1)[..., None], power.amax(1)
     shared = ((weight * miss ** most[:, None]).sum(1) / weight.sum(1)) ** (1 / most)
     lone = (size == 1).to(miss.dtype)[..., None]
     return shared, (miss * lone).sum(1) / lone.sum(1)
@@ -432,6 +421,5 @@ def twins(e: Experts, i: int, offset: Sequence[float]) -> Experts:
     if move.shape != flat.shape[-1:]:
         raise ValueError(f"offset must have {flat.shape[-1]} entries, got {len(move)}")
     flat[:, i : i + 2, 0] -= math.log(2)
-    flat[:, i] -= move
-    flat[:, i + 1] += move
+    flat[:, i : i + 2] += torch.stack([-move, move])
     return Experts.of(flat)
