@@ -18,12 +18,8 @@ from torch import Tensor
 from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_positive
 
 ORDER = {0: 1, 1: 1, 2: 4, 3: 6}  # r-bar by the number of experts in a cell; from 4 on the paper knows: at least 7
-BOX = {
-    "gate_bias": (-3.0, 3.0),
-    "gate_slope": (-8.0, 8.0),
-    "line": (-5.0, 5.0),
-    "sd": (0.2, 2.0),
-}  # the compact set of the theorems
+# the compact set of the theorems, for standard deviations instead of variances
+BOX = {"gate_bias": (-3.0, 3.0), "gate_slope": (-8.0, 8.0), "line": (-5.0, 5.0), "sd": (0.2, 2.0)}
 LEAST = 1e-300  # no density is taken to be smaller: an observation that all experts miss by 35 deviations
 TIE = 1e-6  # gate slopes closer than this count as tied
 CHUNK = 6_000  # observations handled at a time, so that the scores stay in the cache
