@@ -9,7 +9,7 @@ from scipy import integrate, optimize, stats
 
 from paperlab.output_layers import topk_softmax_moe as tm
 
-TRUTH = tm.experts([[0.8, -3.0], [0.4, -1.5], [0, 0]], [[2.5, 2.0], [-0.5, 0.5], [2.5, -2.0]], [0.5, 0.6, 0.4])
+TRUTH = tm.make_experts([[0.8, -3.0], [0.4, -1.5], [0, 0]], [[2.5, 2.0], [-0.5, 0.5], [2.5, -2.0]], [0.5, 0.6, 0.4])
 
 
 def sample(copies=2, n=300, selected=2, seed=0, truth=TRUTH):
@@ -82,9 +82,9 @@ def test_scores_are_the_gradient(selected):
 
 
 def test_one_expert_is_least_squares():
-    truth = tm.experts([[0.0, 0]], [[0.5, -1.0]], [0.7])
+    truth = tm.make_experts([[0.0, 0]], [[0.5, -1.0]], [0.7])
     x, y = sample(n=200, selected=1, truth=truth)
-    found = tm.fit([tm.experts([[0.0, 0]], [[0, 0]], [1.0])], x, y, selected=1, steps=80)
+    found = tm.fit([tm.make_experts([[0.0, 0]], [[0, 0]], [1.0])], x, y, selected=1, steps=80)
     for c in range(2):
         design = np.column_stack([np.ones(200), x[c, :, 0]])
         beta, rss, *_ = np.linalg.lstsq(design, y[c].numpy(), rcond=None)
@@ -141,7 +141,7 @@ def test_likelihood_never_falls(selected):
 
 def test_the_better_start_wins_copy_by_copy():
     x, y = sample(n=200)
-    bad = tm.experts([[0.0, -1], [0, 1], [0, 0]], [[0, 0], [0.1, 0], [0.2, 0]], [1.0, 1.0, 1.0])
+    bad = tm.make_experts([[0.0, -1], [0, 1], [0, 0]], [[0, 0], [0.1, 0], [0.2, 0]], [1.0, 1.0, 1.0])
     both = tm.fit([bad, TRUTH], x, y, selected=2, steps=40)
     alone = tm.fit([TRUTH], x, y, selected=2, steps=40)
     assert (both.log_likelihood >= alone.log_likelihood - 1e-9).all()
@@ -201,12 +201,12 @@ def test_samples_follow_the_density():
 
 
 def test_hellinger_of_two_normals_is_the_closed_form():
-    a, b = tm.experts([[0.0, 0]], [[0.3, 0]], [0.5]), tm.experts([[0.0, 0]], [[-0.4, 0]], [0.8])
+    a, b = tm.make_experts([[0.0, 0]], [[0.3, 0]], [0.5]), tm.make_experts([[0.0, 0]], [[-0.4, 0]], [0.8])
     s = 0.5**2 + 0.8**2
     expected = 1 - math.sqrt(2 * 0.5 * 0.8 / s) * math.exp(-(0.7**2) / (4 * s))
     assert float(tm.hellinger(a, b, tm.grid(b), 1, 1)) == pytest.approx(math.sqrt(expected), abs=1e-7)
-    slope = tm.experts([[0.0, 0]], [[0.3, 1.0]], [0.5])
-    own = tm.experts([[0.0, 0]], [[0.3, 0]], [0.5])
+    slope = tm.make_experts([[0.0, 0]], [[0.3, 1.0]], [0.5])
+    own = tm.make_experts([[0.0, 0]], [[0.3, 0]], [0.5])
     mean, _ = integrate.quad(lambda v: (1 - math.exp(-(v**2) / (8 * 0.25))) / 2, -1, 1)
     assert float(tm.hellinger(slope, own, tm.grid(own), 1, 1)) == pytest.approx(math.sqrt(mean), abs=1e-7)
 
@@ -231,7 +231,7 @@ def test_two_selected_suffice_for_the_middle_twins(epsilon):
 
 
 def test_grid_of_several_features_integrates():
-    truth = tm.experts([[0.2, 1, 0], [0, 0, 0]], [[1, 0.5, 0], [-1, 0, 0.5]], [0.5, 0.5])
+    truth = tm.make_experts([[0.2, 1, 0], [0, 0, 0]], [[1, 0.5, 0], [-1, 0, 0.5]], [0.5, 0.5])
     at = tm.grid(truth, x=2 * torch.rand(64, 2, generator=torch.Generator().manual_seed(0)).double() - 1)
     assert float(tm.log_density(truth, at.x, at.y, 1).exp()[0] @ at.weight) == pytest.approx(1, abs=1e-6)
 
@@ -294,9 +294,9 @@ X, Y = torch.zeros(1, 4, 1, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda: tm.experts([[0, 0]], [[0, 0]], [0.0]), "sd"),
-        (lambda: tm.experts([[0, float("nan")]], [[0, 0]], [1.0]), "gate"),
-        (lambda: tm.experts([[0, 0]], [[0, 0, 0]], [1.0]), "mean"),
+        (lambda: tm.make_experts([[0, 0]], [[0, 0]], [0.0]), "sd"),
+        (lambda: tm.make_experts([[0, float("nan")]], [[0, 0]], [1.0]), "gate"),
+        (lambda: tm.make_experts([[0, 0]], [[0, 0, 0]], [1.0]), "mean"),
         (lambda: tm.log_density(TRUTH, X, Y, 4), "selected"),
         (lambda: tm.log_density(TRUTH, X, Y, 0), "selected"),
         (lambda: tm.draw(TRUTH, 1, 0, 2, torch.Generator()), "n"),

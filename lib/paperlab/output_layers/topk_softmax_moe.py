@@ -52,7 +52,7 @@ class Experts(NamedTuple):
         return Experts(gate - gate[:, -1:], mean, log_sd)
 
 
-class Fit(NamedTuple):
+class Fitted(NamedTuple):
     """Fitted experts, their mean log-likelihood, and the largest entry of its gradient (inside the box)."""
 
     experts: Experts
@@ -60,7 +60,7 @@ class Fit(NamedTuple):
     gradient: Float[Tensor, " copies"]
 
 
-def experts(gate: Sequence, mean: Sequence, sd: Sequence, **kind: object) -> Experts:
+def make_experts(gate: Sequence, mean: Sequence, sd: Sequence, **kind: object) -> Experts:
     """One copy of k experts from lists: rows (β₀, β₁…), rows (b, a…) and standard deviations, in float64.
 
     Raises:
@@ -89,12 +89,15 @@ def gate_weights(
     require_between(1, k, selected=selected)
     logits = gate @ z
     if selected < k:
-        score = logits if with_bias else gate[..., 1:] @ z[..., 1:, :]
+        line = gate.shape[2] == 2 and not with_bias
+        at = z.new_tensor([[[1.0, 1.0], [-1.0, 1.0]]]) if line else z  # on a line only the sign of x decides
+        score = gate @ at if with_bias else gate[..., 1:] @ at[..., 1:, :]
         beaten = torch.zeros_like(score, dtype=torch.uint8)
         for j in range(k):
             beaten[:, :j] += score[:, j : j + 1] > score[:, :j]
             beaten[:, j + 1 :] += score[:, j : j + 1] >= score[:, j + 1 :]
-        logits = logits.masked_fill(beaten >= selected, -math.inf)
+        out = beaten >= selected
+        logits = logits.masked_fill(torch.where(z[:, 1:] > 0, out[..., 1:], out[..., :1]) if line else out, -math.inf)
     return logits.softmax(1)
 
 
@@ -168,10 +171,9 @@ def _climb(
     one feature the regions depend on the order of the gates' slopes alone: ``edges`` are the places in that order
     across which no step may go. A maximum may lie on an edge, where two slopes tie and can only move together.
     """
-    copies, k, p = theta.shape
-    d1 = (p - 1) // 2
-    sd = tuple(math.log(s) for s in BOX["sd"])
-    low, high = theta.new_tensor([BOX["gate_bias"], *[BOX["gate_slope"]] * (d1 - 1), *[BOX["line"]] * d1, sd] * k).T
+    (copies, k, p), d1 = theta.shape, (theta.shape[2] - 1) // 2
+    span = [BOX["gate_bias"], *[BOX["gate_slope"]] * (d1 - 1), *[BOX["line"]] * d1, tuple(map(math.log, BOX["sd"]))]
+    low, high = theta.new_tensor(span * k).T
     theta, free = theta.flatten(1).clone(), free.flatten().expand(copies, k * p)
     eye = torch.eye(k * p, dtype=theta.dtype, device=theta.device)
     damping, blocked = theta.new_full((copies,), 1e-2), torch.zeros(copies, 1, dtype=torch.bool, device=theta.device)
@@ -242,7 +244,7 @@ def fit(
     screen: int = 5,
     with_bias: bool = False,
     tolerance: float = 1e-8,
-) -> Fit:
+) -> Fitted:
     """Maximum likelihood in the box `BOX`: every start gets ``screen`` steps, the best of each copy goes on.
 
     The likelihood never falls. A start has one copy, or one for each sample; its last expert's gate stays 0.
@@ -271,10 +273,10 @@ def fit(
     best = torch.stack([value for _, value, _ in begun]).argmax(0)
     theta = torch.stack([theta for theta, *_ in begun])[best, torch.arange(len(y), device=y.device)]
     found = _climb(measure, theta, free, steps, tolerance, edges)
-    return Fit(Experts.of(found[0]), *found[1:])
+    return Fitted(Experts.of(found[0]), *found[1:])
 
 
-class Grid(NamedTuple):
+class Quadrature(NamedTuple):
     """Points (x, y) that carry one density exactly enough to integrate against it; weights include that of x."""
 
     x: Float[Tensor, "1 n d"]
@@ -282,7 +284,7 @@ class Grid(NamedTuple):
     weight: Float[Tensor, " n"]
 
 
-def grid(truth: Experts, panels: int = 2, nodes: int = 16, x: Tensor | None = None) -> Grid:
+def grid(truth: Experts, panels: int = 2, nodes: int = 16, x: Tensor | None = None) -> Quadrature:
     """Gauss-Legendre in x on equal panels of [-1, 1] (regions end at panels' ends), the trapezoid rule in y.
 
     With more than one feature give the points ``x``, (points, d), all of the same weight.
@@ -302,12 +304,14 @@ def grid(truth: Experts, panels: int = 2, nodes: int = 16, x: Tensor | None = No
     step = float(sd.min()) / 5
     low, high = (truth.mean[..., 0] - reach - 8 * sd).min(), (truth.mean[..., 0] + reach + 8 * sd).max()
     y = torch.arange(float(low), float(high), step, **kind)
-    return Grid(x.repeat_interleave(len(y), 0)[None], y.repeat(len(x))[None], weight.repeat_interleave(len(y)) * step)
+    return Quadrature(
+        x.repeat_interleave(len(y), 0)[None], y.repeat(len(x))[None], weight.repeat_interleave(len(y)) * step
+    )
 
 
 @torch.no_grad()
 def hellinger(
-    e: Experts, truth: Experts, at: Grid, selected: int, truth_selected: int, with_bias: bool = False
+    e: Experts, truth: Experts, at: Quadrature, selected: int, truth_selected: int, with_bias: bool = False
 ) -> Float[Tensor, " copies"]:
     r"""Hellinger distance of the conditional densities, $h^2 = \frac12 E_x \int (\sqrt g - \sqrt{g_*})^2 dy$, 0 to 1.
 
@@ -322,13 +326,13 @@ def hellinger(
 def nearest(
     start: Experts,
     truth: Experts,
-    at: Grid,
+    at: Quadrature,
     *,
     selected: int,
     truth_selected: int,
     held: Bool[Tensor, "k p"],
     steps: int,
-) -> Fit:
+) -> Fitted:
     """The experts nearest to the truth in Hellinger distance with some parameters ``held``: no data, no noise.
 
     The value returned is minus the squared distance.
@@ -347,7 +351,7 @@ def nearest(
 
     edges = _edges(start.gate.shape[1], selected, at.x.shape[2])
     found = _climb(measure, start.flat(), ~held, steps, 0.0, edges)
-    return Fit(Experts.of(found[0]), *found[1:])
+    return Fitted(Experts.of(found[0]), *found[1:])
 
 
 def _places(e: Experts) -> Float[Tensor, "copies k q"]:
@@ -384,10 +388,9 @@ def voronoi_loss(e: Experts, truth: Experts, selected: int, exact: bool = False)
     """
     require_between(1, truth.gate.shape[1], selected=selected)
     cell, _, miss, power = _misses(e, truth)
-    miss = miss if exact else miss**power
     weight, known = e.gate[..., 0].exp(), truth.gate[..., 0].exp()
-    none = torch.zeros_like(known).repeat(len(cell), 1)
-    cells = none.scatter_add(1, cell, weight * miss.sum(-1)) + (none.scatter_add(1, cell, weight) - known).abs()
+    none, lost = torch.zeros_like(known).repeat(len(cell), 1), weight * (miss if exact else miss**power).sum(-1)
+    cells = none.scatter_add(1, cell, lost) + (none.scatter_add(1, cell, weight) - known).abs()
     return cells.topk(selected, dim=1).values.sum(1)
 
 
@@ -410,9 +413,8 @@ def twins(e: Experts, i: int, offset: Sequence[float]) -> Experts:
     Raises:
         ValueError: no such expert but the last, or an offset of another length.
     """
-    k = e.gate.shape[1]
-    require_between(0, k - 2, i=i)
-    flat = e.flat()[:, [*range(i + 1), *range(i, k)]]
+    require_between(0, e.gate.shape[1] - 2, i=i)
+    flat = e.flat()[:, [*range(i + 1), *range(i, e.gate.shape[1])]]
     move = flat.new_tensor(offset)
     if move.shape != flat.shape[-1:]:
         raise ValueError(f"offset must have {flat.shape[-1]} entries, got {len(move)}")
