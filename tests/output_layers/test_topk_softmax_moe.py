@@ -35,12 +35,13 @@ def test_selecting_all_is_the_ordinary_softmax_gate():
     torch.testing.assert_close(tm.gate_weights(e.gate, z, 4), torch.softmax(e.gate @ z, 1))
 
 
+@pytest.mark.parametrize("features", [1, 2])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("selected", [1, 2, 3])
-def test_density_is_its_definition(selected, with_bias):
-    e = random_experts()
+def test_density_is_its_definition(selected, with_bias, features):
+    e = random_experts(d=features)
     g = torch.Generator().manual_seed(2)
-    x, y = torch.randn(3, 20, 2, generator=g).double(), torch.randn(3, 20, generator=g).double()
+    x, y = torch.randn(3, 20, features, generator=g).double(), torch.randn(3, 20, generator=g).double()
     found = tm.log_density(e, x, y, selected, with_bias).exp()
     for c in range(3):
         for m in range(20):
