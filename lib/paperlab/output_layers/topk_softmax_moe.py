@@ -79,7 +79,7 @@ def gate_weights(
 ) -> Float[Tensor, "copies k n"]:
     r"""$\mathrm{Softmax}(\mathrm{TopK}(\beta_1^\top x, K; \beta_0))$, 0 for the experts that are not selected.
 
-    Selection goes by $\beta_{1i}^\top x$ alone; ``with_bias`` selects by the whole logit, as layers in use do. A tie
+    Selection goes by $\beta_{1i}^\top x$ alone; ``with_bias`` selects by the whole logit. A tie
     goes to the earlier expert. With ``selected`` = k this is the ordinary softmax gate. ``z`` is (1, x) in columns.
 
     Raises:
