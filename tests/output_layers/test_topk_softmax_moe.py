@@ -237,14 +237,17 @@ def test_grid_of_several_features_integrates():
     assert float(tm.log_density(truth, at.x, at.y, 1).exp()[0] @ at.weight) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.3])
 @pytest.mark.parametrize(("column", "order"), [(1, 2), (2, 4), (3, 2), (4, 2)])
-def test_how_well_twins_hide(column, order):
-    """Intercepts hide to fourth order, as the polynomial system of the paper says; slopes and variances to second."""
+def test_how_well_twins_hide(column, order, share):
+    """One twin displaced: intercepts hide to fourth order, slopes, variances and the gate's slopes to second."""
     steps = [0.08, 0.04]
     offsets = [[d * (c == column) for c in range(5)] for d in steps]
-    start = tm.Experts.of(torch.cat([tm.twins(TRUTH, 1, o).flat() for o in offsets]))
+    flat = torch.cat([tm.twins(TRUTH, 1, o).flat() for o in offsets])
+    flat[:, 1:3, 0] += torch.tensor([2 * share, 2 - 2 * share], dtype=torch.float64).log()
+    start = tm.Experts.of(flat)
     held = torch.zeros(4, 5, dtype=torch.bool)
-    held[3, :2] = held[1, 0] = held[2, 0] = held[1, column] = True
+    held[3, :2] = held[1, 0] = held[1, column] = True
     at = tm.grid(TRUTH, nodes=8)
     found = tm.nearest(start, TRUTH, at, selected=3, truth_selected=2, held=held, steps=40)
     h = tm.hellinger(found.experts, TRUTH, at, 3, 2)
