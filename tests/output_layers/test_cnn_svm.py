@@ -122,7 +122,7 @@ def test_scikit_learns_crammer_singer_and_hinge_agree_with_our_objective():
 def test_signs_against_the_rule_case_by_case():
     z = torch.tensor([[-1.0, 0.2, 3.0], [-1.0, -0.1, -5.0], [-2.0, -1.0, 0.5], [-1.0, 0.0, -1.0], [2.0, 9.0, 9.0]])
     assert cs.by_signs(z).tolist() == [1, 0, 2, 1, 0]
-    assert cs.by_scores(z).tolist()[:3] == [2, 1, 2]
+    assert z.argmax(-1).tolist()[:3] == [2, 1, 2]
     many = torch.randn(500, 10, generator=draws(11))
     assert cs.by_signs(many).tolist() == np.argmax(np.sign(many.numpy()), -1).tolist()
     one = (many > 0).sum(-1) == 1
@@ -147,7 +147,7 @@ def torch_network(twins: cs.Twins, copy: int) -> nn.Sequential:
 
 @pytest.mark.parametrize("sizes", [{}, {"side": 12, "channels": (3, 5), "kernel": 5, "features": 7, "classes": 4}])
 def test_the_stacked_network_and_its_gradients_are_torchs_own(sizes):
-    twins = cs.Twins(3, 2, generator=draws(), **sizes).double()
+    twins = cs.Twins(6, 2, generator=draws(), **sizes).double()
     with torch.no_grad():  # as after training: every copy differs
         for w in twins.parameters():
             w.add_(0.1 * torch.randn(w.shape, generator=draws(12), dtype=F64))
@@ -168,20 +168,39 @@ def test_the_stacked_network_and_its_gradients_are_torchs_own(sizes):
 
 
 def test_twins_start_alike_and_seeds_do_not():
-    twins = cs.Twins(3, 2, generator=draws())
+    twins = cs.Twins(6, 2, generator=draws())
     images = torch.rand(2, 5, 8, 8, generator=draws(15))
-    mask = cs.dropout_mask((2, 5, 64), 0.5, draws(16))
+    mask = torch.rand(2, 5, 128, generator=draws(16))
     first = twins(images, mask).unflatten(0, (3, 2))
     torch.testing.assert_close(first, first[:1].expand(3, -1, -1, -1))
     same = twins(images[:1].expand(2, -1, -1, -1))
     assert not torch.allclose(same[0], same[1])
 
 
-def test_dropout_keeps_the_mean():
-    mask = cs.dropout_mask((200, 500), 0.3, draws(17))
-    assert sorted(mask.unique().tolist()) == pytest.approx([0, 1 / 0.7])
-    assert mask.mean().item() == pytest.approx(1, abs=0.01)
-    assert (cs.dropout_mask((9, 9), 0.0, draws()) == 1).all()
+def test_training_in_a_stack_is_training_alone():
+    """Four networks in a stack, and each again from torch's modules, Adam and losses, on the same draws."""
+    images, labels = torch.rand(2, 40, 8, 8, generator=draws(30), dtype=F64), torch.arange(80).view(2, 40) % 10
+    c, rates, steps = np.array([[2.0, 0.5], [3.0, 0.7]]), np.array([[1e-3, 2e-3], [4e-3, 3e-3]]), 6
+    heads = ["softmax", "L2-SVM"]
+    stacked = cs.train(images, labels, heads, c, rates, seeds=2, steps=steps, seed=5, batch=8)
+    start = cs.Twins(4, 2, generator=draws(5)).double()
+    for head in (0, 1):
+        for seed in (0, 1):
+            alone, g = torch_network(start, head * 2 + seed), draws(5)
+            opt = torch.optim.Adam(alone.parameters(), lr=rates[head, seed])
+            slow = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
+            for _ in range(steps):
+                i = torch.randint(40, (2, 8), generator=g)[seed]
+                kept = (torch.rand(2, 8, 128, generator=g)[seed] >= 0.5) * 2.0
+                z, y = alone[-1](alone[:-1](images[seed][i][:, None]) * kept), labels[seed][i]
+                t = 2 * F.one_hot(y, 10) - 1
+                loss = F.cross_entropy(z, y) / 10 if head == 0 else F.relu(1 - t * z).pow(2).mean()
+                opt.zero_grad()
+                (alone[-1].weight.square().mean() + c[head, seed] * loss).backward()
+                opt.step()
+                slow.step()
+            mine = stacked(images)[head * 2 + seed]
+            torch.testing.assert_close(mine, alone(images[seed][:, None]), atol=1e-6, rtol=1e-5)
 
 
 def test_a_larger_trunk_pays_less_for_the_same_scores():
@@ -222,8 +241,10 @@ def test_spoiled_images():
         (lambda: cs.push("none", torch.zeros(2, 3), torch.tensor([0, 1])), "head"),
         (lambda: cs.StackedConv(1, 1, 1, 4, draws()), "kernel"),
         (lambda: cs.Twins(1, 1, generator=draws(), side=10), "side"),
-        (lambda: cs.Twins(0, 1, generator=draws()), "settings"),
-        (lambda: cs.dropout_mask((2,), 1.0, draws()), "p must"),
+        (lambda: cs.Twins(0, 1, generator=draws()), "copies"),
+        (lambda: cs.Twins(3, 2, generator=draws()), "seeds"),
+        (lambda: cs.crammer_singer(torch.zeros(2, 3), torch.tensor([0, 3])), "labels"),
+        (lambda: cs.softmax(torch.zeros(2, 1), torch.tensor([0, 0])), "classes"),
         (lambda: cs.refit("L2-SVM", torch.full((1, 2, 2), math.inf), torch.zeros(1, 2, dtype=int), 1.0), "features"),
         (lambda: cs.spoil(torch.zeros(1, 4, 4), draws(), block=5), "block"),
         (lambda: cs.spoil(torch.zeros(1, 4, 4), draws(), noise=-1.0), "noise"),

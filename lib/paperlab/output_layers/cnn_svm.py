@@ -8,8 +8,11 @@ Classification" (2017), https://arxiv.org/abs/1712.03541.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
@@ -24,7 +27,9 @@ from paperlab.checks import (
     require_one_of,
     require_positive,
 )
+from paperlab.devices import generator
 from paperlab.nn.stacked import StackedLinear
+from paperlab.training import fit
 
 
 def _check(scores: Tensor, labels: Tensor) -> None:
@@ -116,11 +121,6 @@ def c_of_means(c: float, *, examples: int, features: int) -> float:
     return 2 * examples * c / features
 
 
-def by_scores(scores: Float[Tensor, "*batch classes"]) -> Int[Tensor, "*batch"]:
-    r"""The predicted class, $\arg\max_k s_k$."""
-    return scores.argmax(-1)
-
-
 def by_signs(scores: Float[Tensor, "*batch classes"]) -> Int[Tensor, "*batch"]:
     r"""The released code's prediction, $\arg\max_k \mathrm{sign}(s_k)$: of several equal signs the lowest class wins.
 
@@ -170,66 +170,107 @@ class StackedConv(nn.Module):
 
 
 class Twins(nn.Module):
-    r"""The paper's network for every pair of setting and seed: copy ``setting * seeds + seed`` of each layer.
+    r"""``copies`` of the paper's network; copy $c$ begins with the weights of seed $c$ mod ``seeds``.
 
-    All settings of a seed begin with the same weights. Convolution, ReLU, 2 x 2 max-pool, twice; a fully connected
-    layer with ReLU gives the features $\phi$, dropout thins them, and the head scores $s = W^\top \phi + b$. The paper
-    has channels 32 and 64, kernel 5 and 1,024 features for images of side 28.
+    Convolution, ReLU, 2 x 2 max-pool, twice; a fully connected layer with ReLU gives the features $\phi$, dropout thins
+    them, and the head scores $s = W^\top \phi + b$. The paper has channels 32 and 64, kernel 5 and 1,024 features for
+    images of side 28.
 
     Raises:
-        ValueError: a size below 1, or a side that is not a multiple of 4.
+        ValueError: a size below 1, a number of copies that ``seeds`` does not divide, or a side that 4 does not.
     """
 
     def __init__(
         self,
-        settings: int,
+        copies: int,
         seeds: int,
         *,
         generator: torch.Generator,
         side: int = 8,
         channels: tuple[int, int] = (8, 16),
         kernel: int = 3,
-        features: int = 64,
+        features: int = 128,
         classes: int = 10,
     ) -> None:
         super().__init__()
-        require_at_least(1, settings=settings, seeds=seeds, side=side)
-        if side % 4:
-            raise ValueError(f"side must be a multiple of 4, got {side}")
-        self.settings, self.seeds, (first, second) = settings, seeds, channels
-        copies = settings * seeds
+        require_at_least(1, copies=copies, seeds=seeds, side=side)
+        if copies % seeds or side % 4:
+            raise ValueError(
+                f"seeds must divide copies, and 4 the side; got {copies} copies, {seeds} seeds, side {side}"
+            )
+        first, second = channels
         self.conv1 = StackedConv(copies, 1, first, kernel, generator)
         self.conv2 = StackedConv(copies, first, second, kernel, generator)
         self.dense = StackedLinear(copies, second * (side // 4) ** 2, features, generator=generator)
         self.head = StackedLinear(copies, features, classes, generator=generator)
         with torch.no_grad():
+            for layer in (self.conv1, self.conv2, self.dense):
+                layer.weight.mul_(math.sqrt(6))  # He's scale: with ReLU the signal keeps its size from layer to layer
+                layer.bias.fill_(0.1)
             for w in self.parameters():
-                w.copy_(w[:seeds].repeat(settings, *[1] * (w.ndim - 1)))
+                w.copy_(w[:seeds].repeat(copies // seeds, *[1] * (w.ndim - 1)))
 
-    def features(self, images: Float[Tensor, "seeds batch side side"]) -> Float[Tensor, "copies batch features"]:
-        r"""$\phi(x)$ of every copy for its seed's images. ReLU after the pool is ReLU before it, on a quarter."""
+    def features(self, images: Float[Tensor, "sets batch side side"]) -> Float[Tensor, "copies batch features"]:
+        r"""$\phi(x)$, copy $c$ looking at set $c$ mod the number of sets. ReLU commutes with the pool before it."""
+        copies = len(self.head.weight)
         # copies lie innermost in memory: max-pooling that layout is many times quicker
-        x = repeat(images, "s b h w -> b h w (k s)", k=self.settings).permute(0, 3, 1, 2)
+        x = repeat(images, "s b h w -> b h w (k s)", k=copies // len(images)).permute(0, 3, 1, 2)
         x = F.relu(F.max_pool2d(self.conv1(x), 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        return F.relu(self.dense(rearrange(x, "b (c o) h w -> c b (o h w)", c=self.settings * self.seeds)))
+        return F.relu(self.dense(rearrange(x, "b (c o) h w -> c b (o h w)", c=copies)))
 
     def forward(
-        self, images: Float[Tensor, "seeds batch side side"], kept: Float[Tensor, "seeds batch features"] | None = None
+        self, images: Float[Tensor, "sets batch side side"], kept: Float[Tensor, "seeds batch features"] | None = None
     ) -> Float[Tensor, "copies batch classes"]:
-        """Scores of every copy; ``kept`` multiplies the features, and all settings of a seed share it."""
+        """Scores of every copy; ``kept`` multiplies the features, and all copies of a seed share it."""
         phi = self.features(images)
-        return self.head(phi if kept is None else phi * kept.repeat(self.settings, 1, 1))
+        return self.head(phi if kept is None else phi * kept.repeat(len(phi) // len(kept), 1, 1))
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
-    """0 with probability ``p``, else 1 / (1 - p), so that the mean stays 1.
+def train(
+    images: Float[Tensor, "sets n side side"],
+    labels: Int[Tensor, "sets n"],
+    heads: Sequence[str],
+    c: Float[np.ndarray, "heads sets"],
+    rates: Float[np.ndarray, "heads sets"],
+    *,
+    seeds: int,
+    steps: int,
+    seed: int,
+    batch: int = 32,
+    dropout: float = 0.5,
+    **sizes: Any,
+) -> Twins:
+    """Train trunk and head together, one network for each head and each set of images, all side by side with Adam.
+
+    Copy ``head * sets + set`` has its own ``c`` and rate. Sets whose index agrees modulo ``seeds`` share first weights,
+    batches and dropout, and so do all heads on a set. The objective is the released one, of means.
 
     Raises:
-        ValueError: ``p`` is not within 0 to 0.99.
+        ValueError: ``seeds`` does not divide the number of sets, or as in `Twins`, `objective` and `fit`.
     """
-    require_between(0, 0.99, p=p)
-    return (torch.rand(shape, generator=generator, device=generator.device) >= p) / (1 - p)
+    require_between(0, 0.99, dropout=dropout)
+    draws = generator(seed, images.device)
+    net = Twins(len(heads) * len(images), seeds, generator=generator(seed), side=images.shape[-1], **sizes).to(images)
+    each_c = torch.as_tensor(c).flatten().to(images)
+    rows = torch.arange(len(images), device=images.device)[:, None]
+    runs, begin = [], 0
+    for name, same in groupby(heads):  # neighbours with the same loss go through it together
+        end = begin + len(images) * len(list(same))
+        runs.append((name, slice(begin, end)))
+        begin = end
+
+    def loss(step: int) -> Tensor:
+        i = torch.randint(images.shape[1], (seeds, batch), generator=draws, device=images.device)
+        shape = (seeds, batch, net.head.weight.shape[1])
+        kept = (torch.rand(shape, generator=draws, device=images.device) >= dropout) / (1 - dropout)
+        i = i.repeat(len(images) // seeds, 1)
+        scores, y = net(images[rows, i], kept.to(images)), labels[rows, i].repeat(len(heads), 1)
+        parts = [objective(h, scores[p], y[p], net.head.weight[p], each_c[p], means=True).sum() for h, p in runs]
+        return torch.stack(parts).sum()
+
+    fit(net.parameters(), loss, steps=steps, lr=np.ravel(rates).tolist(), optimizer="adam", schedule="cosine")
+    return net.requires_grad_(False)
 
 
 def refit(
