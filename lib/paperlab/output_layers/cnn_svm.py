@@ -299,7 +299,7 @@ def refit(
 
     def closure() -> Tensor:
         search.zero_grad()
-        value = objective(head, new(features), labels, new.weight, c, means=means).sum()
+        value = (objective(head, new(features), labels, new.weight, c, means=means) / c).sum()  # all of one size
         value.backward()
         return value
 
