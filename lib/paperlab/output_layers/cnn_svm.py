@@ -199,16 +199,16 @@ class Twins(nn.Module):
                 f"seeds must divide copies, and 4 the side; got {copies} copies, {seeds} seeds, side {side}"
             )
         first, second = channels
-        self.conv1 = StackedConv(copies, 1, first, kernel, generator)
-        self.conv2 = StackedConv(copies, first, second, kernel, generator)
-        self.dense = StackedLinear(copies, second * (side // 4) ** 2, features, generator=generator)
-        self.head = StackedLinear(copies, features, classes, generator=generator)
+        self.conv1 = StackedConv(seeds, 1, first, kernel, generator)
+        self.conv2 = StackedConv(seeds, first, second, kernel, generator)
+        self.dense = StackedLinear(seeds, second * (side // 4) ** 2, features, generator=generator)
+        self.head = StackedLinear(seeds, features, classes, generator=generator)
         with torch.no_grad():
             for layer in (self.conv1, self.conv2, self.dense):
                 layer.weight.mul_(math.sqrt(6))  # He's scale: with ReLU the signal keeps its size from layer to layer
                 layer.bias.fill_(0.1)
             for w in self.parameters():
-                w.copy_(w[:seeds].repeat(copies // seeds, *[1] * (w.ndim - 1)))
+                w.data = w.repeat(copies // seeds, *[1] * (w.ndim - 1))
 
     def features(self, images: Float[Tensor, "sets batch side side"]) -> Float[Tensor, "copies batch features"]:
         r"""$\phi(x)$, copy $c$ looking at set $c$ mod the number of sets. ReLU commutes with the pool before it."""
