@@ -190,14 +190,14 @@ def test_twins_start_alike_and_seeds_do_not():
 def test_training_in_a_stack_is_training_alone():
     """Four networks in a stack, and each again from torch's modules, Adam and losses, on the same draws."""
     images, labels = torch.rand(2, 40, 8, 8, generator=draws(30), dtype=F64), torch.arange(80).view(2, 40) % 10
-    c, rates, steps = np.array([[2.0, 0.5], [3.0, 0.7]]), np.array([[1e-3, 2e-3], [4e-3, 3e-3]]), 6
+    c, rate, steps = np.array([[2.0, 0.5], [3.0, 0.7]]), 3e-3, 6
     heads = ["softmax", "L2-SVM"]
-    stacked = cs.train(images, labels, heads, c, rates, seeds=2, steps=steps, seed=5, batch=8)
+    stacked = cs.train(images, labels, heads, c, rate=rate, seeds=2, steps=steps, seed=5, batch=8)
     start = cs.Twins(4, 2, generator=draws(5)).double()
     for head in (0, 1):
         for seed in (0, 1):
             alone, g = torch_network(start, head * 2 + seed), draws(5)
-            opt = torch.optim.Adam(alone.parameters(), lr=rates[head, seed])
+            opt = torch.optim.Adam(alone.parameters(), lr=rate)
             slow = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
             for _ in range(steps):
                 i = torch.randint(40, (2, 8), generator=g)[seed]

@@ -232,8 +232,8 @@ def train(
     labels: Int[Tensor, "sets n"],
     heads: Sequence[str],
     c: Float[np.ndarray, "heads sets"],
-    rates: Float[np.ndarray, "heads sets"],
     *,
+    rate: float,
     seeds: int,
     steps: int,
     seed: int,
@@ -243,7 +243,7 @@ def train(
 ) -> Twins:
     """Train trunk and head together, one network for each head and each set of images, all side by side with Adam.
 
-    Copy ``head * sets + set`` has its own ``c`` and rate. Sets whose index agrees modulo ``seeds`` share first weights,
+    Copy ``head * sets + set`` has its own ``c``. Sets whose index agrees modulo ``seeds`` share first weights,
     batches and dropout, and so do all heads on a set. The objective is the released one, of means.
 
     Raises:
@@ -269,7 +269,7 @@ def train(
         parts = [objective(h, scores[p], y[p], net.head.weight[p], each_c[p], means=True).sum() for h, p in runs]
         return torch.stack(parts).sum()
 
-    fit(net.parameters(), loss, steps=steps, lr=np.ravel(rates).tolist(), optimizer="adam", schedule="cosine")
+    fit(net.parameters(), loss, steps=steps, lr=rate, optimizer="adam", schedule="cosine")
     return net.requires_grad_(False)
 
 
