@@ -164,8 +164,10 @@ def test_mixture_head_draws_a_gaussian_and_starts_broad():
         head.affine.bias += torch.tensor([9.0, -9, 0.25, 0, 0, 0])  # weights, means, log deviations
     found = head(torch.zeros(1, 1, 3, dtype=F64))[0, 0].exp().detach().numpy()
     z = fh.bin_centres(200).numpy()
-    expected = stats.norm(-0.25, 1 / 3).pdf(z) / stats.norm(-0.25, 1 / 3).pdf(z).sum()
+    expected = stats.norm(-0.25, 1 / 2).pdf(z) / stats.norm(-0.25, 1 / 2).pdf(z).sum()
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    two = fh.MixtureHead(2, 3, 50, [1, 3])(torch.zeros(2, 1, 3))
+    torch.testing.assert_close(two.exp().sum(-1), torch.ones(2, 1))
 
 
 def test_smoothed_targets_against_scipy_and_their_limit():
@@ -202,6 +204,7 @@ def test_scores_against_scipy_and_against_expected_distances():
         (lambda: fh.bin_centres(1), "bins"),
         (lambda: random_head().loss(features(), torch.full((3, 9), 50)), "labels"),
         (lambda: fh.MixtureHead(1, 4, 50, 0), "components"),
+        (lambda: fh.MixtureHead(2, 4, 50, [1, 2, 3]), "components"),
         (lambda: fh.smoothed_targets(9, -1.0), "width"),
         (lambda: fh.smoothness(torch.tensor([0.5, math.nan])), "pmf"),
         (lambda: fh.conditional_pmf("Cauchy", torch.zeros(1), torch.zeros(1), 9), "world"),

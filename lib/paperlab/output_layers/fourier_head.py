@@ -19,7 +19,6 @@ from paperlab.checks import (
     require_at_least,
     require_between,
     require_finite,
-    require_nonempty,
     require_nonnegative,
     require_one_of,
     require_positive,
@@ -42,8 +41,8 @@ def bin_centres(bins: int) -> Float[Tensor, " bins"]:
 
 def autocorrelation(a: Complex[Tensor, "*batch n"]) -> Complex[Tensor, "*batch n"]:
     r"""$c_k = \sum_{l=0}^{N-k} a_l \overline{a_{l+k}}$ for $k = 0, \dots, N$, with $N + 1$ entries in $a$."""
-    n = a.shape[-1]
-    return torch.stack([(a[..., : n - k] * a[..., k:].conj()).sum(-1) for k in range(n)], -1)
+    power = torch.fft.fft(a, n=2 * a.shape[-1]).abs().square()  # padded, so that the ends do not meet
+    return torch.fft.ifft(power)[..., : a.shape[-1]].conj()
 
 
 def series(c: Complex[Tensor, "*batch n"], z: Float[Tensor, " points"]) -> Float[Tensor, "*batch points"]:
@@ -65,6 +64,15 @@ def density(a: Complex[Tensor, "*batch n"], z: Float[Tensor, " points"]) -> Floa
     parts = torch.cat([a.real, a.imag], -1) @ torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
     power = parts.square().unflatten(-1, (2, len(z))).sum(-2)
     return power / (2 * (a.real.square() + a.imag.square()).sum(-1, keepdim=True))
+
+
+def _one_a_copy(copies: int, **named: int | Sequence[int]) -> Int[Tensor, "copies 1"]:
+    """A number for every copy, from one for all or a sequence of them."""
+    ((name, value),) = named.items()
+    counts = [value] * copies if isinstance(value, int) else list(value)
+    if len(counts) != copies:
+        raise ValueError(f"{name} must be one number or one a copy, got {len(counts)} for {copies} copies")
+    return torch.tensor(counts)[:, None]
 
 
 class FourierHead(nn.Module):
@@ -92,18 +100,15 @@ class FourierHead(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(shrink=shrink, floor=floor)
-        counts = torch.tensor([frequencies] * copies if isinstance(frequencies, int) else list(frequencies))
-        require_nonempty(frequencies=counts)
+        counts = _one_a_copy(copies, frequencies=frequencies)
         require_between(0, (bins - 1) // 2, frequencies=counts)
-        if len(counts) != copies:
-            raise ValueError(f"frequencies must be one number or one a copy, got {len(counts)} for {copies} copies")
         top = int(counts.max())
         self.bins, self.floor = bins, floor
         self.affine = StackedLinear(copies, width, 2 * (top + 1), generator=generator)
         with torch.no_grad():
             for parameter in self.affine.parameters():
                 parameter /= shrink
-        self.register_buffer("keep", (torch.arange(top + 1).repeat(2) <= counts[:, None]).float()[:, None])
+        self.register_buffer("keep", (torch.arange(top + 1).repeat(2) <= counts).float()[:, None])
 
     def coefficients(self, h: Float[Tensor, "copies batch width"]) -> Complex[Tensor, "copies batch n"]:
         """$a_0, …, a_N$ of every copy and example."""
@@ -144,20 +149,28 @@ class FourierHead(nn.Module):
 class MixtureHead(nn.Module):
     """A mixture of Gaussians read at the middles of the bins: weights, means and deviations all depend on the features.
 
+    ``components`` is a number, or one a copy. They start side by side, as broad as their distance.
+
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or components that are not one a copy.
     """
 
     def __init__(
-        self, copies: int, width: int, bins: int, components: int, *, generator: torch.Generator | None = None
+        self,
+        copies: int,
+        width: int,
+        bins: int,
+        components: int | Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        require_at_least(1, components=components)
-        self.affine = StackedLinear(copies, width, 3 * components, generator=generator)
-        start = torch.zeros(3, components)
-        start[1], start[2] = (2 * torch.arange(components) + 1) / components - 1, math.log(1 / (components + 1))
-        self.register_buffer("start", start.flatten())
-        self.bins = bins
+        counts = _one_a_copy(copies, components=components)
+        require_at_least(1, components=counts)
+        self.bins, k = bins, torch.arange(int(counts.max()))
+        self.affine = StackedLinear(copies, width, 3 * len(k), generator=generator)
+        weight = torch.where(k < counts, 0.0, -torch.inf)
+        self.register_buffer("start", torch.cat([weight, (2 * k + 1) / counts - 1, -counts.log() + 0 * k], -1)[:, None])
 
     def forward(self, h: Float[Tensor, "copies batch width"]) -> Float[Tensor, "copies batch bins"]:
         """Log probabilities of the bins."""
