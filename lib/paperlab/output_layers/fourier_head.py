@@ -66,6 +66,16 @@ def density(a: Complex[Tensor, "*batch n"], z: Float[Tensor, " points"]) -> Floa
     return power / (2 * (a.real.square() + a.imag.square()).sum(-1, keepdim=True))
 
 
+def penalty(a: Complex[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    r"""The paper's regulariser before its factor $\gamma$ and the mean over the batch: $2 \sum_k 2 \pi^2 k^2 |c_k|^2$.
+
+    The $c_k$ are not divided by $c_0$: multiplying ``a`` by $\lambda$ changes no density, and this by $\lambda^4$.
+    """
+    c = autocorrelation(a)
+    k = torch.arange(a.shape[-1], dtype=a.real.dtype, device=a.device)
+    return (4 * math.pi**2 * k**2 * (c.real.square() + c.imag.square())).sum(-1)
+
+
 def _one_a_copy(copies: int, **named: int | Sequence[int]) -> Int[Tensor, "copies 1"]:
     """A number for every copy, from one for all or a sequence of them."""
     ((name, value),) = named.items()
@@ -138,12 +148,6 @@ class FourierHead(nn.Module):
         imag = (parts * torch.cat([-sin, cos], -1)[labels]).sum(-1)
         y = (real.square() + imag.square()) / (self.bins * parts.square().sum(-1))
         return math.log1p(self.bins * self.floor) - (y + self.floor).log()
-
-    def penalty(self, h: Float[Tensor, "copies batch width"]) -> Float[Tensor, " copies"]:
-        r"""The paper's regulariser before its factor $\gamma$: batch mean of $2 \sum_k 2 \pi^2 k^2 |c_k|^2$."""
-        c = autocorrelation(self.coefficients(h))
-        k = torch.arange(c.shape[-1], dtype=h.dtype, device=h.device)
-        return (4 * math.pi**2 * k**2 * (c.real.square() + c.imag.square())).sum(-1).mean(-1)
 
 
 class MixtureHead(nn.Module):
