@@ -9,6 +9,7 @@ Gillman, Aggarwal, Freeman, Singh and Sun (2024), https://arxiv.org/abs/2410.222
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -74,6 +75,14 @@ def penalty(a: Complex[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     c = autocorrelation(a)
     k = torch.arange(a.shape[-1], dtype=a.real.dtype, device=a.device)
     return (4 * math.pi**2 * k**2 * (c.real.square() + c.imag.square())).sum(-1)
+
+
+@lru_cache
+def _waves(bins: int, n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 bins waves"]:
+    """What the parts of $a$ are multiplied by, at every bin, to give the real and the imaginary part of $A$."""
+    angle = math.pi * torch.arange(n, dtype=torch.float64) * bin_centres(bins)[:, None]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)]).to(dtype=dtype, device=device)
 
 
 def _one_a_copy(copies: int, **named: int | Sequence[int]) -> Int[Tensor, "copies 1"]:
@@ -142,10 +151,8 @@ class FourierHead(nn.Module):
         """
         require_between(0, self.bins - 1, labels=labels)
         parts = self.affine(h) * self.keep  # real parts, then imaginary parts
-        angle = math.pi * torch.arange(parts.shape[-1] // 2).to(h) * bin_centres(self.bins).to(h)[:, None]
-        cos, sin = angle.cos(), angle.sin()
-        real = (parts * torch.cat([cos, sin], -1)[labels]).sum(-1)
-        imag = (parts * torch.cat([-sin, cos], -1)[labels]).sum(-1)
+        turn, quarter = _waves(self.bins, parts.shape[-1] // 2, h.dtype, h.device)
+        real, imag = (parts * turn[labels]).sum(-1), (parts * quarter[labels]).sum(-1)
         y = (real.square() + imag.square()) / (self.bins * parts.square().sum(-1))
         return math.log1p(self.bins * self.floor) - (y + self.floor).log()
 
