@@ -41,13 +41,23 @@ def bin_centres(bins: int) -> Float[Tensor, " bins"]:
 
 
 def autocorrelation(a: Complex[Tensor, "*batch n"]) -> Complex[Tensor, "*batch n"]:
-    r"""$c_k = \sum_{l=0}^{N-k} a_l \overline{a_{l+k}}$ for $k = 0, \dots, N$, with $N + 1$ entries in $a$."""
+    r"""$c_k = \sum_{l=0}^{N-k} a_l \overline{a_{l+k}}$ for $k = 0, \dots, N$, with $N + 1$ entries in $a$.
+
+    Raises:
+        ValueError: a value in ``a`` that is not finite.
+    """
+    require_finite(a=a)
     power = torch.fft.fft(a, n=2 * a.shape[-1]).abs().square()  # padded, so that the ends do not meet
     return torch.fft.ifft(power)[..., : a.shape[-1]].conj()
 
 
 def series(c: Complex[Tensor, "*batch n"], z: Float[Tensor, " points"]) -> Float[Tensor, "*batch points"]:
-    r"""The paper's form: $p(z) = \frac12 + \mathrm{Re} \sum_{k=1}^N \frac{c_k}{\mathrm{Re}\, c_0} e^{i \pi k z}$."""
+    r"""The paper's form: $p(z) = \frac12 + \mathrm{Re} \sum_{k=1}^N \frac{c_k}{\mathrm{Re}\, c_0} e^{i \pi k z}$.
+
+    Raises:
+        ValueError: a $c_0$ that is not positive: it is a sum of squares.
+    """
+    require_positive(**{"c[..., 0]": c[..., 0].real})
     waves = torch.polar(torch.ones_like(z), math.pi * z) ** torch.arange(1, c.shape[-1], device=z.device)[:, None]
     return 0.5 + ((c[..., 1:] / c[..., :1].real) @ waves.to(c.dtype)).real
 
@@ -58,19 +68,27 @@ def density(a: Complex[Tensor, "*batch n"], z: Float[Tensor, " points"]) -> Floa
     $$p(z) = \frac{|A(z)|^2}{2 \sum_k |a_k|^2}, \qquad A(z) = \sum_{k=0}^N a_k e^{-i \pi k z}.$$
 
     It integrates to 1 over $[-1, 1]$, has period 2, and does not change when ``a`` is multiplied by a number.
+
+    Raises:
+        ValueError: an ``a`` that is 0 throughout, which has no density, or not finite.
     """
+    total = (a.real.square() + a.imag.square()).sum(-1, keepdim=True)
+    require_positive(**{"squared length of a": total})
     angle = math.pi * torch.arange(a.shape[-1], dtype=z.dtype, device=z.device)[:, None] * z
     cos, sin = angle.cos(), angle.sin()
     # The real and imaginary part of A, in one product of real matrices.
     parts = torch.cat([a.real, a.imag], -1) @ torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
     power = parts.square().unflatten(-1, (2, len(z))).sum(-2)
-    return power / (2 * (a.real.square() + a.imag.square()).sum(-1, keepdim=True))
+    return power / (2 * total)
 
 
 def penalty(a: Complex[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     r"""The paper's regulariser before its factor $\gamma$ and the mean over the batch: $2 \sum_k 2 \pi^2 k^2 |c_k|^2$.
 
     The $c_k$ are not divided by $c_0$: multiplying ``a`` by $\lambda$ changes no density, and this by $\lambda^4$.
+
+    Raises:
+        ValueError: a value in ``a`` that is not finite.
     """
     c = autocorrelation(a)
     k = torch.arange(a.shape[-1], dtype=a.real.dtype, device=a.device)
@@ -274,7 +292,12 @@ def draw_world(
 
 
 def divergence(truth: Float[Tensor, "*batch bins"], logits: Float[Tensor, "*batch bins"]) -> Float[Tensor, "*batch"]:
-    r"""$\sum_j t_j \log(t_j / y_j)$ with $y$ the softmax of the logits; bins without probability count as 0."""
+    r"""$\sum_j t_j \log(t_j / y_j)$ with $y$ the softmax of the logits; bins without probability count as 0.
+
+    Raises:
+        ValueError: a negative probability in ``truth``, or one that is not finite.
+    """
+    require_nonnegative(truth=truth)
     return (torch.special.xlogy(truth, truth) - truth * logits.to(truth.dtype).log_softmax(-1)).sum(-1)
 
 
