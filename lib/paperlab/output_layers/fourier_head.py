@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from scipy import stats
 from torch import Tensor, nn
+from torch.linalg import vecdot
 
 from paperlab.checks import (
     require_at_least,
@@ -169,9 +170,9 @@ class FourierHead(nn.Module):
         """
         require_between(0, self.bins - 1, labels=labels)
         parts = self.affine(h) * self.keep  # real parts, then imaginary parts
-        turn, quarter = _waves(self.bins, parts.shape[-1] // 2, h.dtype, h.device)
-        real, imag = (parts * turn[labels]).sum(-1), (parts * quarter[labels]).sum(-1)
-        y = (real.square() + imag.square()) / (self.bins * parts.square().sum(-1))
+        waves = _waves(self.bins, parts.shape[-1] // 2, h.dtype, h.device)
+        real, imag = (vecdot(parts, nn.functional.embedding(labels, wave)) for wave in waves)
+        y = (real.square() + imag.square()) / (self.bins * vecdot(parts, parts))
         return math.log1p(self.bins * self.floor) - (y + self.floor).log()
 
 
