@@ -167,6 +167,12 @@ def test_mixture_head_draws_a_gaussian_and_starts_broad():
     z = fh.bin_centres(200).numpy()
     expected = stats.norm(-0.25, 1 / 2).pdf(z) / stats.norm(-0.25, 1 / 2).pdf(z).sum()
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    with torch.no_grad():
+        head.affine.bias.copy_(torch.tensor([0.3, -0.2, 0.1, -0.2, -0.5, 0.2]))
+    share = 1 / (1 + math.exp(-0.5))
+    both = share * stats.norm(-0.4, math.exp(-0.5) / 2).pdf(z) + (1 - share) * stats.norm(0.3, math.exp(0.2) / 2).pdf(z)
+    found = head(torch.zeros(1, 1, 3, dtype=F64))[0, 0].exp().detach().numpy()
+    np.testing.assert_allclose(found, both / both.sum(), atol=1e-6)
     two = fh.MixtureHead(2, 3, 50, [1, 3])(torch.zeros(2, 1, 3))
     torch.testing.assert_close(two.exp().sum(-1), torch.ones(2, 1))
 
