@@ -28,6 +28,8 @@ from paperlab.training import fit
         (lambda: checks.require_nonempty(x=[]), "x must not be empty"),
         (lambda: checks.require_ndim(2, x=torch.zeros(3)), r"x must have 2 axes, got shape \(3,\)"),
         (lambda: checks.require_same_length(a=[1], b=[1, 2]), "a has 1, b has 2"),
+        (lambda: checks.require_labels(torch.zeros(3, 4), torch.tensor([0, 4, 1])), "labels must be between 0 and 3"),
+        (lambda: checks.require_labels(torch.zeros(3, 1), torch.zeros(3)), "number of classes in scores"),
         (lambda: devices.generator(-1), "seed must be at least 0"),
         (lambda: devices.seed_everything(-1), "seed must be at least 0"),
         (lambda: digits_split(0, test=0.0), "test must be between"),

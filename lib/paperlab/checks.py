@@ -91,3 +91,9 @@ def require_same_length(**named: Any) -> None:
     lengths = {name: len(value) for name, value in named.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError("must have the same length: " + ", ".join(f"{k} has {v}" for k, v in lengths.items()))
+
+
+def require_labels(scores: Any, labels: Any) -> None:
+    """``scores`` has at least two classes on its last axis, and every one of ``labels`` is one of them."""
+    require_at_least(2, **{"number of classes in scores": scores.shape[-1]})
+    require_between(0, scores.shape[-1] - 1, labels=labels)

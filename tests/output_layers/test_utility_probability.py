@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import LinearConstraint, minimize, minimize_scalar
 from torch.nn import functional as F
 
-from paperlab.nn.transformer import Transformer, TransformerConfig, generate
+from paperlab.nn.transformer import Transformer, TransformerConfig, generate, nucleus
 from paperlab.output_layers import utility_probability as up
 
 F64 = torch.float64
@@ -127,9 +127,9 @@ def test_fit_curve_finds_the_exponent_and_keeps_the_order():
 
 def test_nucleus_by_hand():
     p = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-    torch.testing.assert_close(up.nucleus(p, 0.7), torch.tensor([[0.0, 2 / 3, 0.0, 1 / 3]]))
-    torch.testing.assert_close(up.nucleus(p, 0.0), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
-    torch.testing.assert_close(up.nucleus(p, 1.0), p)
+    torch.testing.assert_close(nucleus(p, 0.7), torch.tensor([[0.0, 2 / 3, 0.0, 1 / 3]]))
+    torch.testing.assert_close(nucleus(p, 0.0), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(nucleus(p, 1.0), p)
 
 
 def test_calibration_error_by_hand():
@@ -228,7 +228,7 @@ ROOT, HALF = up.TokenTree(tiny(), torch.tensor([[1, 2]]), None), torch.full((1, 
             ),
             "uniforms",
         ),
-        (lambda: up.nucleus(torch.ones(1, 2) / 2, 1.5), "top_p"),
+        (lambda: nucleus(torch.ones(1, 2) / 2, 1.5), "top_p"),
         (lambda: up.calibration_error(torch.tensor([1.5]), torch.tensor([True])), "confidence"),
     ],
 )

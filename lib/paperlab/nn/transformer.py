@@ -595,6 +595,19 @@ def generate(
     return tokens
 
 
+def nucleus(probabilities: Float[Tensor, "rows choices"], top_p: float) -> Float[Tensor, "rows choices"]:
+    """Only the likeliest choices that together reach ``top_p``, in proportion; the likeliest is always kept.
+
+    Raises:
+        ValueError: ``top_p`` is not within 0 to 1.
+    """
+    require_between(0, 1, top_p=top_p)
+    ranked, order = probabilities.sort(-1, descending=True)
+    ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= max(top_p, 1e-9), 0)
+    kept = torch.zeros_like(ranked).scatter(-1, order, ranked)
+    return kept / kept.sum(-1, keepdim=True)
+
+
 def pick(
     logits: Float[Tensor, "batch vocab"], temperature: float, top_p: float, generator: torch.Generator | None
 ) -> Int[Tensor, " batch"]:
@@ -603,7 +616,5 @@ def pick(
         return logits.argmax(-1)
     probabilities = (logits.float() / temperature).softmax(-1)
     if top_p < 1:
-        ranked, tokens = probabilities.sort(dim=-1, descending=True)
-        before = ranked.cumsum(-1) - ranked  # mass of all likelier tokens: the first is always kept
-        probabilities = torch.zeros_like(ranked).scatter(-1, tokens, ranked.masked_fill(before >= top_p, 0))
+        probabilities = nucleus(probabilities, top_p)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

@@ -23,6 +23,7 @@ from paperlab.checks import (
     require_at_least,
     require_between,
     require_finite,
+    require_labels,
     require_nonnegative,
     require_one_of,
     require_positive,
@@ -34,8 +35,7 @@ from paperlab.training import fit
 
 def _check(scores: Tensor, labels: Tensor) -> None:
     require_finite(scores=scores)
-    require_at_least(2, **{"number of classes in scores": scores.shape[-1]})
-    require_between(0, scores.shape[-1] - 1, labels=labels)
+    require_labels(scores, labels)
 
 
 def margins(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch classes"]:

@@ -19,7 +19,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperlab.checks import require_at_least, require_between, require_finite, require_nonnegative, require_positive
+from paperlab.checks import (
+    require_at_least,
+    require_between,
+    require_finite,
+    require_labels,
+    require_nonnegative,
+    require_positive,
+)
 
 
 def surprise(
@@ -34,8 +41,7 @@ def surprise(
         ValueError: fewer than 2 classes, a label outside them, or ``rho`` not positive.
     """
     require_positive(rho=rho)
-    require_at_least(2, **{"number of classes in scores": scores.shape[-1]})
-    require_between(0, scores.shape[-1] - 1, labels=labels)
+    require_labels(scores, labels)
     margins = (scores - scores.gather(-1, labels[..., None])) / rho
     return F.softplus(margins.scatter(-1, labels[..., None], -torch.inf).logsumexp(-1))
 

@@ -137,19 +137,6 @@ def fit_curve(utilities: Float[Tensor, "cases choices"], revealed: Int[Tensor, "
     return convert
 
 
-def nucleus(probabilities: Float[Tensor, "rows choices"], top_p: float) -> Float[Tensor, "rows choices"]:
-    """Only the likeliest choices that together reach ``top_p``, in proportion; the likeliest is always kept.
-
-    Raises:
-        ValueError: ``top_p`` is not within 0 to 1.
-    """
-    require_between(0, 1, top_p=top_p)
-    ranked, order = probabilities.sort(-1, descending=True)
-    ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= max(top_p, 1e-9), 0)
-    kept = torch.zeros_like(ranked).scatter(-1, order, ranked)
-    return kept / kept.sum(-1, keepdim=True)
-
-
 def calibration_error(confidence: Float[Tensor, " cases"], right: Bool[Tensor, " cases"], bins: int = 10) -> float:
     """Expected calibration error: the gap between confidence and accuracy, bin by bin, weighted by the cases there.
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperlab.checks import require_at_least, require_between, require_finite, require_positive
+from paperlab.checks import require_at_least, require_between, require_finite, require_labels, require_positive
 
 Knob = float | Tensor
 
@@ -37,8 +37,7 @@ def moments(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch
     Raises:
         ValueError: fewer than 2 classes, or a label outside them.
     """
-    require_at_least(2, **{"number of classes in scores": scores.shape[-1]})
-    require_between(0, scores.shape[-1] - 1, labels=labels)
+    require_labels(scores, labels)
     target = scores.gather(-1, labels[..., None])[..., 0]
     return Summary(target, scores.sum(-1), scores.square().sum(-1), scores.shape[-1])
 
