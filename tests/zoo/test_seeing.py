@@ -51,7 +51,7 @@ def test_the_encoder_reads_the_patches_of_what_the_stem_sees(small):
     torch.testing.assert_close(seen["eye.body.embed"][:, 3], expected)
 
 
-def test_the_adopted_eye_sees_what_the_image_tower_sees_before_its_last_block_and_is_not_trained(small):
+def test_the_adopted_eye_sees_what_the_image_tower_sees_before_its_last_block(small):
     clip = Clip(50, end=2, size=8, dim=6, width=8, heads=2, image_layers=2, text_layers=1)
     pictures = torch.randn(2, 3, 8, 8)
     small.adopt(clip)
@@ -59,8 +59,6 @@ def test_the_adopted_eye_sees_what_the_image_tower_sees_before_its_last_block_an
         clip.image_states(pictures)
     expected = F.rms_norm(seen["image.body.blocks.0.resid_post"], (8,), clip.image.body.norm_final.weight, eps=1e-6)
     torch.testing.assert_close(small.encode(pictures), expected[:, 1:])
-    trained = {name.split(".")[0] for name, p in small.named_parameters() if p.requires_grad}
-    assert trained == {"projector", "moments", "decoder"}
 
 
 @pytest.mark.parametrize(

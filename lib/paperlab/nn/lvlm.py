@@ -89,7 +89,7 @@ class Lvlm(nn.Module):
         )
 
     def adopt(self, clip: Clip) -> None:
-        """Begin with the image tower of ``clip``, the first blocks of it, and keep it as it is: it is not trained.
+        """Begin with the first blocks of ``clip``'s image tower.
 
         Raises:
             ValueError: ``clip`` has another width, size or number of heads, or fewer blocks.
@@ -106,8 +106,6 @@ class Lvlm(nn.Module):
         theirs = clip.image.state_dict()
         classes = "body.embedding.weight"  # their shared space: not ours
         self.eye.load_state_dict({key: theirs[key] for key in self.eye.state_dict() if key != classes}, strict=False)
-        for part in (self.stem, self.eye):
-            part.requires_grad_(False)
 
     def visual(self, frames: int = 1) -> slice:
         """The positions of the visual tokens of ``frames`` pictures in the decoder's sequence; text follows.

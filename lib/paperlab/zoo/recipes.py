@@ -50,7 +50,7 @@ RECIPES = {
             seeing.seer,
             seeing.SeeingTask,
             seeing.scores,
-            steps=1800,
+            steps=4500,
             warmup=50,
             unit="pictures",
             base="pocket-clip",
