@@ -64,8 +64,9 @@ def _each(value: float | Tensor, like: Tensor) -> float | Tensor:
 
 
 def win_probabilities(V: Float[Tensor, "copies *batch Q K"], noise: Noise) -> Float[Tensor, "copies *batch Q K"]:
-    r"""$\rho_i = \psi_i / \sum_k \psi_k$ in each module, $\psi_i = \frac{\eta - 1}{(1 + \sigma_1 e^{-\sigma_2(V_i - \sigma_3)})^{\sigma_4}} + 1$.
+    r"""$\rho_i = \psi_i / \sum_k \psi_k$ over the units k of i's module, from supports V in 0 to 1.
 
+    $\psi_i = (\eta - 1) / (1 + \sigma_1 e^{-\sigma_2(V_i - \sigma_3)})^{\sigma_4} + 1$.
     $\rho$ is uniform where $G \le G^-$ and nearly all on the best-supported unit where $G = 1$.
 
     Raises:
@@ -73,7 +74,7 @@ def win_probabilities(V: Float[Tensor, "copies *batch Q K"], noise: Noise) -> Fl
     """
     require_between(0, 1, V=V)
     if noise.greedy:
-        best = (V == V.amax(-1, keepdim=True)).to(V)
+        best = _best(V).to(V)
         return best / best.sum(-1, keepdim=True)
     eta = expansivity(familiarity(V), V.shape[-1], noise)[..., None, None]
     squash = (1 + noise.sigma1 * torch.exp(-noise.sigma2 * (V - _each(noise.sigma3, V)))) ** noise.sigma4
@@ -91,12 +92,24 @@ def draw(rho: Float[Tensor, "*batch Q K"], g: torch.Generator) -> Int[Tensor, "*
 def hard_max(V: Float[Tensor, "*batch Q K"], g: torch.Generator) -> Int[Tensor, "*batch Q"]:
     """The best-supported unit of each module; ties go to one of the best at random."""
     lot = torch.rand(V.shape, generator=g, dtype=V.dtype, device=V.device)
-    return torch.where(V == V.amax(-1, keepdim=True), lot, -1).argmax(-1)
+    return torch.where(_best(V), lot, -1).argmax(-1)
+
+
+def _best(V: Tensor) -> Tensor:
+    """True for the units of each module that no other one beats."""
+    most = V.amax(-1, keepdim=True)
+    return V.eq(most)
 
 
 def shared(a: Int[Tensor, "*batch Q"], b: Int[Tensor, "*batch Q"]) -> Int[Tensor, "*batch"]:
     """In how many modules two codes have the same winner."""
     return (a == b).sum(-1)
+
+
+def overlaps(a: Int[Tensor, "copies n Q"], b: Int[Tensor, "copies m Q"], K: int) -> Float[Tensor, "copies n m"]:
+    """`shared` of every code in ``a`` with every code in ``b``."""
+    first, second = (F.one_hot(code, K).flatten(2).float() for code in (a, b))
+    return first @ second.mT
 
 
 class Mac:
@@ -129,10 +142,11 @@ class Mac:
         self.W = torch.zeros(copies, pixels, Q * K, device=g.device)
         self.H = torch.zeros(0)  # (copies, Q K, Q K), made when the first sequence is stored
         self.copy = torch.arange(copies, device=g.device)[:, None, None]
+        self.place = K * torch.arange(Q, device=g.device)
 
     def units(self, code: Int[Tensor, "copies *items Q"]) -> Int[Tensor, "copies *items Q"]:
         """The winners as numbers among all Q K units of the field."""
-        return code + self.K * torch.arange(self.Q, device=code.device)
+        return code + self.place
 
     def support(
         self, active: Int[Tensor, "copies items S"], previous: Int[Tensor, "copies items Q"] | None = None
@@ -205,7 +219,7 @@ class Mac:
 def capacity(
     mac: Mac, active: Int[Tensor, "copies items S"], share: float = 0.95, growth: float = 1.1
 ) -> Float[Tensor, " copies"]:
-    """How many of the items an empty mac can store, one by one, until a mean ``share`` of their codes comes back no more.
+    """How many items an empty mac can store, one by one, until a mean ``share`` of their codes comes back no more.
 
     All that is stored is recognised again whenever the number has grown by the factor ``growth`` (in steps of 2 at
     first); the first fall below ``share`` is found by linear interpolation. A copy that never falls has all the items.
@@ -283,16 +297,21 @@ def overlapping(
     return torch.cat([active.gather(-1, order[..., :keep]), rest.topk(S - keep, -1).indices], -1)
 
 
-def numbers_produced(job: Callable[[], object]) -> int:
-    """How many numbers all the tensor operations of ``job`` write, counted as they run."""
+def numbers_written(job: Callable[[], object]) -> int:
+    """How many numbers all the tensor operations of ``job`` write, counted as they run; a view writes none."""
 
     class Count(TorchDispatchMode):
         total = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, tuple | list) else [out]:
-                self.total += x.numel() if isinstance(x, Tensor) else 0
+            alias = [r.alias_info for r in func._schema.returns if r.alias_info]
+            if not alias:
+                made = [x for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, Tensor)]
+                self.total += sum(x.numel() for x in made)
+            elif alias[0].is_write:  # in place; an assignment by index writes as many numbers as it names places
+                named = [i for i in args[1] if i is not None] if "index_put" in func._schema.name else [out]
+                self.total += torch.broadcast_tensors(*named)[0].numel()
             return out
 
     with Count() as count:
