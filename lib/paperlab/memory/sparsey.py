@@ -73,6 +73,11 @@ def win_probabilities(V: Float[Tensor, "copies *batch Q K"], noise: Noise) -> Fl
         ValueError: a support outside 0 to 1.
     """
     require_between(0, 1, V=V)
+    return _win_probabilities(V, noise)
+
+
+def _win_probabilities(V: Tensor, noise: Noise) -> Tensor:
+    """`win_probabilities` of supports that are known to lie in 0 to 1."""
     if noise.greedy:
         best = _best(V).to(V)
         return best / best.sum(-1, keepdim=True)
@@ -173,7 +178,7 @@ class Mac:
         self, active: Int[Tensor, "copies items S"], previous: Int[Tensor, "copies items Q"] | None = None
     ) -> Int[Tensor, "copies items Q"]:
         """The codes that the algorithm would give to these inputs now, each alone; nothing is learned."""
-        return draw(win_probabilities(self.support(active, previous), self.noise), self.g)
+        return draw(_win_probabilities(self.support(active, previous), self.noise), self.g)
 
     def store(
         self, active: Int[Tensor, "copies S"], previous: Int[Tensor, "copies Q"] | None = None
@@ -199,7 +204,8 @@ class Mac:
         self, active: Int[Tensor, "copies items S"], previous: Int[Tensor, "copies items Q"] | None = None
     ) -> Int[Tensor, "copies items Q"]:
         """The codes that these inputs reactivate: the best-supported unit of each module."""
-        return hard_max(self.support(active, previous), self.g)
+        V = self.support(active, previous)
+        return torch.cat([hard_max(part, self.g) for part in V.split(8)])  # a few copies at a time stay in the cache
 
     def predict(self, code: Int[Tensor, "copies items Q"]) -> Int[Tensor, "copies items Q"]:
         """The codes that the recurrent weights alone expect next.
