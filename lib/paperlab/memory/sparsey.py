@@ -63,6 +63,11 @@ def _each(value: float | Tensor, like: Tensor) -> float | Tensor:
     return value.view(-1, *[1] * (like.ndim - 1)) if isinstance(value, Tensor) else value
 
 
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """``x ** exponent``, without the work where the exponent is 1."""
+    return x if exponent == 1 else x**exponent
+
+
 def win_probabilities(V: Float[Tensor, "copies *batch Q K"], noise: Noise) -> Float[Tensor, "copies *batch Q K"]:
     r"""$\rho_i = \psi_i / \sum_k \psi_k$ over the units k of i's module, from supports V in 0 to 1.
 
@@ -82,7 +87,7 @@ def _win_probabilities(V: Tensor, noise: Noise) -> Tensor:
         best = _best(V).to(V)
         return best / best.sum(-1, keepdim=True)
     eta = expansivity(familiarity(V), V.shape[-1], noise)[..., None, None]
-    squash = (1 + noise.sigma1 * torch.exp(-noise.sigma2 * (V - _each(noise.sigma3, V)))) ** noise.sigma4
+    squash = _power(1 + noise.sigma1 * torch.exp(-noise.sigma2 * (V - _each(noise.sigma3, V))), noise.sigma4)
     psi = (eta - 1) / squash + 1
     return psi / psi.sum(-1, keepdim=True)
 
@@ -163,9 +168,9 @@ class Mac:
         """
         require_ndim(3, active=active)
         require_between(0, self.W.shape[1] - 1, active=active)
-        V = self._pool(self.W, active) ** self.lambda_u
+        V = _power(self._pool(self.W, active), self.lambda_u)
         if previous is not None and self.lambda_h > 0 and self.H.numel():
-            V = V * self._pool(self.H, self.units(previous)) ** self.lambda_h
+            V = V * _power(self._pool(self.H, self.units(previous)), self.lambda_h)
         return V
 
     def _pool(self, weights: Tensor, rows: Tensor) -> Tensor:
