@@ -93,16 +93,15 @@ def _win_probabilities(V: Tensor, noise: Noise) -> Tensor:
 
 
 def draw(rho: Float[Tensor, "*batch Q K"], g: torch.Generator) -> Int[Tensor, "*batch Q"]:
-    """One winner a module, unit i with probability ``rho[..., i]``."""
+    """One winner a module, unit i with a probability in proportion to ``rho[..., i]``."""
     ladder = rho.cumsum(-1)
     u = torch.rand(*rho.shape[:-1], 1, generator=g, dtype=rho.dtype, device=rho.device)
     return (ladder[..., :-1] <= u * ladder[..., -1:]).sum(-1)
 
 
 def hard_max(V: Float[Tensor, "*batch Q K"], g: torch.Generator) -> Int[Tensor, "*batch Q"]:
-    """The best-supported unit of each module; ties go to one of the best at random."""
-    lot = torch.rand(V.shape, generator=g, dtype=V.dtype, device=V.device)
-    return torch.where(_best(V), lot, -1).argmax(-1)
+    """The best-supported unit of each module; ties go to one of the best at random, each with the same chance."""
+    return draw(_best(V).to(V), g)
 
 
 def _best(V: Tensor) -> Tensor:
@@ -228,7 +227,7 @@ class Mac:
 
 
 def capacity(
-    mac: Mac, active: Int[Tensor, "copies items S"], share: float = 0.95, growth: float = 1.1
+    mac: Mac, active: Int[Tensor, "copies items S"], share: float = 0.95, growth: float = 1.2
 ) -> Float[Tensor, " copies"]:
     """How many items an empty mac can store, one by one, until a mean ``share`` of their codes comes back no more.
 
