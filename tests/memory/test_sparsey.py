@@ -99,6 +99,12 @@ def test_ties_are_broken_evenly():
     assert chisquare(won[1:3]).pvalue > 1e-3
 
 
+def test_recognition_never_takes_a_lesser_unit():
+    V = torch.randint(0, 3, (2000, Q, 13), generator=g(2)) / 12
+    won = sp.hard_max(V, g(3))
+    assert (V.gather(-1, won[..., None])[..., 0] == V.amax(-1)).all()
+
+
 def test_weights_against_sets_of_pairs():
     """Support, weights and pictures recomputed with Python's sets, one copy at a time."""
     mac, x, codes = filled(copies=2, items=15)
