@@ -218,8 +218,23 @@ def test_side_by_side_training_is_training_alone():
     images = sets[0][0]
     torch.testing.assert_close(both.scores(images)[3], alone.scores(images)[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(both.cuts[3], alone.cuts[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both.take([3, 0]).scores(images), both.scores(images)[[3, 0]], atol=1e-5, rtol=1e-4)
     assert (both.cuts.diff(dim=1) > 0).all()
     assert (both.cuts != na.thresholds()).any(1).all()
+
+
+def test_heads_that_train_together_train_alone():
+    images, y = (part[None] for part in na.make_images(6, seed=1, size=16))
+    heads = na.mla(k=4.0, h=1.0), na.mla(na.squared_difference, learn=True)
+    both = na.train(na.together(*heads), images.repeat(2, 1, 1, 1, 1), y.repeat(2, 1, 1, 1), seeds=[3, 3],
+                    rates=[0.02], steps=3, batch=2)  # fmt: skip
+    assert torch.equal(both.cuts[0], na.thresholds(h=1.0))
+    for i, head in enumerate(heads):
+        alone = na.train(head, images, y, seeds=[3], rates=[0.02], steps=3, batch=2)
+        torch.testing.assert_close(both.scores(images[0])[i], alone.scores(images[0])[0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(both.cuts[i], alone.cuts[0], atol=1e-4, rtol=1e-4)
+        exceed = both.head.exceed(both.scores(images[0]), both.cuts)[i]
+        torch.testing.assert_close(exceed, head.exceed(alone.scores(images[0]), alone.cuts)[0], atol=1e-2, rtol=0)
 
 
 def test_the_layouts_have_equal_areas_and_only_one_is_nested():
@@ -233,6 +248,10 @@ def test_the_layouts_have_equal_areas_and_only_one_is_nested():
 
     assert na.jumps(y).mean() < 0.02 < 0.1 < na.jumps(z).mean()
     assert surrounded(y) > 3 * surrounded(z)
+    flat = na.make_images(20, seed=4, contrast=[(0.0, 0.0)] * 4)
+    assert torch.equal(flat[1], y)
+    clear = (x - flat[0]).movedim(1, -1)  # noise, bias and specks cancel
+    torch.testing.assert_close(clear, torch.tensor(na.CONTRAST)[y], atol=1e-5, rtol=0)
     again, other = na.make_images(20, seed=4), na.make_images(20, seed=5)
     assert torch.equal(again[0], x)
     assert not torch.equal(other[0], x)
@@ -248,6 +267,8 @@ def test_the_layouts_have_equal_areas_and_only_one_is_nested():
         (lambda: na.modified_cross_entropy(torch.zeros(1, 2), torch.tensor([[0, 4]]), na.thresholds()), "y must"),
         (lambda: na.squared_difference(torch.zeros(1, 2), torch.tensor([[0, -1]]), na.thresholds()), "y must"),
         (lambda: na.mla(k=0.0), "k must"),
+        (lambda: na.together(), "heads"),
+        (lambda: na.together(na.mla(), na.HEADS["softmax"]), "channels"),
         (lambda: na.StackedUNet([], 1), "seeds"),
         (lambda: na.class_weights(torch.zeros(1, 1, 4, 4, dtype=torch.long)), "share of every class"),
         (lambda: na.jumps(torch.zeros(2, 2, dtype=torch.long), height=0), "height"),

@@ -8,6 +8,7 @@ Hu, Li, Zhao, Dong, Menze and Piraud (2018), https://arxiv.org/abs/1810.09488; t
 Sekuboyina and Menze (2018), https://arxiv.org/abs/1804.01910.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -124,14 +125,17 @@ def squared_difference(x: Tensor, y: Tensor, cuts: Tensor, k: float = 10.0) -> F
 
 @dataclass(frozen=True)
 class Head:
-    """Channels a pixel, the loss of (scores, labels, pixel weights, cuts) a network, P(y ≥ n), and the regions."""
+    """Channels a pixel; from (scores, labels, pixel weights, cuts) the loss of each network; P(y ≥ n); the regions.
+
+    ``h`` and ``learn`` say where the steps start and whether they are learnt, one entry a share of the networks.
+    """
 
     channels: int
     loss: Callable[[Tensor, Tensor, Tensor, Tensor], Float[Tensor, " nets"]]
     exceed: Callable[[Tensor, Tensor], Float[Tensor, "nets batch cuts h w"]]
     regions: Callable[[Tensor, Tensor], Regions]
-    h: float = 0.5
-    learn: bool = False
+    h: tuple[float, ...] = (0.5,)
+    learn: tuple[bool, ...] = (False,)
 
 
 def _from_softmax(out: Scores, _: Tensor) -> Tensor:
@@ -176,9 +180,30 @@ def mla(loss: Callable = modified_cross_entropy, k: float = 10.0, h: float = 0.5
         loss=lambda out, y, weight, cuts: (weight * loss(out[:, :, 0], y, cuts, k)).mean((1, 2, 3)),
         exceed=lambda out, cuts: exceedances(out[:, :, 0], cuts, k).movedim(-1, 2),
         regions=lambda out, cuts: out > cuts[:, None, :, None, None],
-        h=h,
-        learn=learn,
+        h=(h,),
+        learn=(learn,),
     )
+
+
+def together(*heads: Head) -> Head:
+    """Heads with equally many channels as one: each reads an equal share of the networks, in order.
+
+    Raises:
+        ValueError: no head, or unequal numbers of channels.
+    """
+    require_nonempty(heads=heads)
+    if len({head.channels for head in heads}) > 1:
+        raise ValueError(f"heads must have equally many channels, got {[head.channels for head in heads]}")
+
+    def shared(part: str) -> Callable[..., Tensor]:
+        def call(*given: Tensor) -> Tensor:
+            pieces = zip(*(tensor.chunk(len(heads)) for tensor in given), strict=True)
+            return torch.cat([getattr(head, part)(*piece) for head, piece in zip(heads, pieces, strict=True)])
+
+        return call
+
+    steps, learn = sum((head.h for head in heads), ()), sum((head.learn for head in heads), ())
+    return Head(heads[0].channels, shared("loss"), shared("exceed"), shared("regions"), steps, learn)
 
 
 HEADS = {
@@ -210,8 +235,9 @@ class StackedUNet(nn.Module):
         require_nonempty(seeds=seeds)
         require_at_least(1, channels=channels, width=width)
         a, b = width, 2 * width
-        shapes = {"stem": (a, 4 * inputs, 3), "fine1": (a, a, 3), "fine2": (a, a, 3), "down": (b, a, 3),
-                  "coarse1": (b, b, 3), "coarse2": (b, b, 3), "join": (b, a + b, 3), "last": (4 * channels, b, 1)}  # fmt: skip
+        shapes = {"stem": (a, 4 * inputs, 3), "fine1": (a, a, 3), "fine2": (a, a, 3),
+                  "down": (b, a, 3), "coarse1": (b, b, 3), "coarse2": (b, b, 3),
+                  "join": (b, a + b, 3), "last": (4 * channels, b, 1)}  # fmt: skip
         self.nets, self.w = len(seeds), nn.ParameterDict()
         draws = [generator(seed) for seed in seeds]
         for name, (to, of, side) in shapes.items():
@@ -230,13 +256,13 @@ class StackedUNet(nn.Module):
     def _block(self, x: Tensor, name: str) -> Tensor:
         return x + self._conv(self._act(self._conv(self._act(x), name + "1")), name + "2")
 
-    def forward(self, x: Float[Tensor, "nets batch inputs h w"]) -> Scores:
-        """Scores of network i for ``x[i]``; the sides of the images must be divisible by 4."""
-        x = F.pixel_unshuffle(x, 2).transpose(0, 1).flatten(1, 2)
-        fine = self._block(self._conv(x, "stem"), "fine")
-        coarse = self._block(self._conv(self._act(fine), "down", stride=2), "coarse")
+    def forward(self, x: Float[Tensor, "sets batch inputs h w"]) -> Scores:
+        """Every set of images goes to the next nets / sets networks; the images' sides must be divisible by 4."""
+        x = F.pixel_unshuffle(x, 2).repeat_interleave(self.nets // len(x), 0).transpose(0, 1).flatten(1, 2)
+        fine = self._act(self._block(self._conv(x, "stem"), "fine"))
+        coarse = self._block(self._conv(fine, "down", stride=2), "coarse")
         up = F.interpolate(self._act(coarse), scale_factor=2)
-        both = torch.cat([m.unflatten(1, (self.nets, -1)) for m in (self._act(fine), up)], 2).flatten(1, 2)
+        both = torch.cat([m.unflatten(1, (self.nets, -1)) for m in (fine, up)], 2).flatten(1, 2)
         top = self._act(self._conv(both, "join")).unflatten(1, (self.nets, -1)).permute(1, 2, 0, 3, 4)
         out = torch.baddbmm(self.bias[..., None], self.w["last"].flatten(2), top.flatten(2)).unflatten(2, top.shape[2:])
         return F.pixel_shuffle(out.transpose(1, 2), 2)
@@ -253,7 +279,15 @@ class Trained:
     @torch.no_grad()
     def scores(self, images: Float[Tensor, "batch inputs h w"]) -> Scores:
         """Every network's scores for the same images."""
-        return self.net(images.expand(self.net.nets, *images.shape))
+        return self.net(images[None])
+
+    def take(self, rows: Sequence[int]) -> "Trained":
+        """Only the networks of these rows."""
+        net = copy.deepcopy(self.net)
+        net.nets = len(rows)
+        for weights in net.parameters():
+            weights.data = weights.data[rows]
+        return Trained(net, self.head, self.cuts[rows])
 
 
 def class_weights(labels: Int[Tensor, "nets count h w"], levels: int = LEVELS) -> Float[Tensor, "nets levels"]:
@@ -285,23 +319,24 @@ def train(
     require_finite(images=images)
     if not len(images) == len(labels) == len(seeds):
         raise ValueError(f"seeds must name {len(images)} networks, one a training set, got {len(seeds)}")
-    each = len(rates)
     net = StackedUNet([s for s in seeds for _ in rates], head.channels, inputs=images.shape[2]).to(images.device)
     weight = class_weights(labels)
     draws = [generator(seed) for seed in seeds]
     rows = torch.arange(len(seeds), device=images.device)[:, None]
-    start = thresholds(h=head.h).to(images).repeat(net.nets, 1)
-    raw = torch.cat([start[:, :1], start.diff(dim=1).log()], 1).requires_grad_(head.learn)  # first step, log rises
+    start = torch.stack([thresholds(h=h) for h in head.h]).to(images).repeat_interleave(net.nets // len(head.h), 0)
+    learn = torch.tensor(head.learn, device=images.device).repeat_interleave(net.nets // len(head.learn))[:, None]
+    raw = torch.cat([start[:, :1], start.diff(dim=1).log()], 1)  # the first step and the logarithms of the rises
+    raw.requires_grad_(any(head.learn))
 
     def cuts() -> Tensor:
-        return torch.cat([raw[:, :1], raw[:, 1:].exp()], 1).cumsum(1) if head.learn else start
+        return torch.where(learn, torch.cat([raw[:, :1], raw[:, 1:].exp()], 1).cumsum(1), start)
 
     def loss(_: int) -> Tensor:
         pick = torch.stack([torch.randint(images.shape[1], (batch,), generator=g) for g in draws]).to(images.device)
         y = labels[rows, pick]
         w = weight.gather(1, y.flatten(1)).view(y.shape)
-        x, y, w = (part.repeat_interleave(each, 0) for part in (images[rows, pick], y, w))
-        return head.loss(net(x), y, w, cuts()).sum()
+        y, w = (part.repeat_interleave(len(rates), 0) for part in (y, w))
+        return head.loss(net(images[rows, pick]), y, w, cuts()).sum()
 
     fit([*net.parameters(), raw], loss, steps=steps, lr=list(rates), schedule="cosine")
     return Trained(net, head, cuts().detach())
@@ -334,7 +369,7 @@ def jumps(levels: Int[Tensor, "*batch h w"], height: int = LEVELS - 1) -> Float[
 
 # ---- The pictures -------------------------------------------------------------------------------------------------
 
-CONTRAST = ((0.0, 0.0), (1.0, 0.2), (0.6, -0.6), (0.8, 1.0))  # of level 0 to 3, in modality A and B
+CONTRAST = ((0.0, 0.0), (1.0, 0.2), (0.6, -0.6), (0.8, 1.0))  # of levels 0 to 3, in modality A and B: in no order
 
 
 def _smooth(count: int, fields: int, size: int, width: float, draws: torch.Generator) -> Tensor:
@@ -353,12 +388,18 @@ def _top(field: Tensor, allowed: Tensor, area: Tensor) -> Tensor:
 
 
 def make_images(
-    count: int, *, seed: int, nested: bool = True, size: int = 32
+    count: int,
+    *,
+    seed: int,
+    nested: bool = True,
+    size: int = 32,
+    contrast: Sequence[tuple[float, float]] = CONTRAST,
 ) -> tuple[Float[Tensor, "count 2 size size"], Int[Tensor, "count size size"]]:
     """Two noisy modalities of an irregular blob in a blob in a blob, and the levels 0 to 3.
 
-    With ``nested=False`` the same areas, with the same contrasts, lie in three places beside one another. A smooth
-    bias field brightens both modalities, and modality B has bright specks outside the blobs ("vessels").
+    With ``nested=False`` the same areas, with the same contrasts, lie in three places beside one another. ``contrast``
+    has the brightness of each level in both modalities. A smooth bias field is added to both, modality B has bright
+    specks outside the blobs ("vessels"), and every pixel has noise of its own.
 
     Raises:
         ValueError: ``count`` below 1, a ``size`` below 16, or a negative seed.
@@ -379,7 +420,7 @@ def make_images(
     for n in range(3):
         area = areas[:, n] if nested or n == 2 else areas[:, n] - areas[:, n + 1]
         y[_top(field[:, 0] + (n > 0) * field[:, n] if nested else field[:, n], y == (n if nested else 0), area)] = n + 1
-    clean = torch.tensor(CONTRAST)[y].movedim(-1, 1)
+    clean = torch.tensor(contrast)[y].movedim(-1, 1)
     specks = (_smooth(count, 1, size, 0.8, g)[:, 0] > 2.1) & (y == 0)
     clean[:, 1] += 1.2 * specks
     return clean + 0.4 * _smooth(count, 2, size, 8.0, g) + 0.5 * torch.randn(clean.shape, generator=g), y
