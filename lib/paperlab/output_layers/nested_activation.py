@@ -338,7 +338,7 @@ def train(
         y, w = (part.repeat_interleave(len(rates), 0) for part in (y, w))
         return head.loss(net(images[rows, pick]), y, w, cuts()).sum()
 
-    fit([*net.parameters(), raw], loss, steps=steps, lr=list(rates), schedule="cosine")
+    fit([*net.parameters(), raw], loss, steps=steps, lr=list(rates) if rates[1:] else rates[0], schedule="cosine")
     return Trained(net, head, cuts().detach())
 
 
