@@ -251,7 +251,7 @@ class StackedUNet(nn.Module):
 
     def _act(self, x: Tensor) -> Tensor:
         """Instance norm, a channel a group, and leaky ReLU."""
-        return F.leaky_relu(F.group_norm(x, x.shape[1]), 0.01)
+        return F.leaky_relu(F.group_norm(x, x.shape[1]), 0.01, inplace=True)
 
     def _block(self, x: Tensor, name: str) -> Tensor:
         return x + self._conv(self._act(self._conv(self._act(x), name + "1")), name + "2")
