@@ -167,8 +167,8 @@ class Embedding(nn.Module):
 class Association(nn.Module):
     r"""A Hopfield retrieval with its residual: $\xi \leftarrow n(\xi) + W_O\,[\mathrm{softmax}(\beta\,QK^\top)\,V]$.
 
-    $Q = n(\xi) W_Q$, $K = n(Y) W_K$, $V = n(Y) W_V$ in each of ``heads``; $\beta$ is ``scaling`` over the square root of
-    ``hidden``. One layer norm $n$ serves state and memory alike, and the residual adds to the *normalised* state.
+    In each of ``heads`` $Q = n(\xi) W_Q$, $K = n(Y) W_K$, $V = n(Y) W_V$; $\beta$ is ``scaling`` over the square root
+    of ``hidden``. One layer norm $n$ serves state and memory, and the residual adds to the *normalised* state.
 
     Raises:
         ValueError: a size below 1, or ``scaling`` not positive.
