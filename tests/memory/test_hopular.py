@@ -262,6 +262,22 @@ def test_training_learns_a_rule_that_memory_tells():
     assert right.float().mean() > 0.85
 
 
+def test_what_a_network_is_shown_in_training():
+    net, cells, seen = network(1), rows(1, 600, 21), []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    train(net, cells, steps=1, lr=0.001, batch=500)
+    train(net, cells, steps=1, lr=0.001, batch=500, leak=True)
+    shown, hidden, memory, own = seen[0]
+    assert hidden[..., -1].all()  # the target, always
+    assert hidden[..., :-1].float().mean() == pytest.approx(0.025, abs=0.02)
+    torch.testing.assert_close(memory, cells)  # every training row, with its label
+    differs = (shown != cells[:, own[0]])[..., 0]
+    assert differs[..., [0, 2]].float().mean() == pytest.approx(0.175, abs=0.06)
+    others = torch.isin(shown[..., 0, 0], cells[..., 0, 0])
+    assert others.all()  # a replaced number is that of another row
+    assert seen[1][3] is None  # the leak
+
+
 def test_one_run_among_many_is_the_run_alone():
     # Side by side with another rate, a copy takes the steps that it would have taken alone.
     cells = rows(1, 30, 19)
