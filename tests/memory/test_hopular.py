@@ -27,6 +27,7 @@ from paperlab.memory.hopular import (
     standardised,
     train,
 )
+from paperlab.nn import StackedLinear
 
 SIZES = (1, 3, 1, 2)  # a number, a word of three, a number; the target is a word of two
 
@@ -55,11 +56,13 @@ def association(copies: int = 1, size: int = 6, **options) -> Association:
 
 def test_association_is_torchs_attention_with_the_mask():
     layer, state, stored = association(2, scaling=1.7), torch.randn(2, 1, 5, 6), torch.randn(2, 1, 7, 6)
+    nn.init.normal_(layer.norm.weight)
+    nn.init.normal_(layer.norm.bias)
     own = torch.zeros(2, 5, 7, dtype=torch.bool)
     own[:, torch.arange(5), torch.arange(5)] = True
     new, _ = layer(state, stored, own)
     for c in range(2):
-        x, y = F.layer_norm(state[c, 0], (6,)), F.layer_norm(stored[c, 0], (6,))
+        x, y = (F.layer_norm(z[c, 0], (6,), layer.norm.weight[c], layer.norm.bias[c]) for z in (state, stored))
         q, k, v = (
             (z @ W.weight[c] + W.bias[c]).view(-1, 2, 3).transpose(0, 1)
             for z, W in ((x, layer.W_Q), (y, layer.W_K), (y, layer.W_V))
@@ -156,14 +159,16 @@ def test_blocks_see_the_original_features_and_can_lose_either_association():
 
 def test_embedding_of_a_feature_by_hand():
     torch.manual_seed(2)
-    embed = Embedding(1, SIZES, 4, 0.0).eval()
-    cells = rows(1, 3, 13)
-    got = embed(cells, torch.tensor([[[False, True, False, True]] * 3]))
-    j, copies = 1, 1
+    copies, c, j = 2, 1, 1
+    embed = Embedding(copies, SIZES, 4, 0.0).eval()
+    nn.init.normal_(embed.norm.weight)
+    nn.init.normal_(embed.norm.bias)
+    got = embed(rows(copies, 3, 13), torch.tensor([[[False, True, False, True]] * 3] * copies))
+    own = j * copies + c
     x = torch.tensor([0.0, 0.0, 0.0, 1.0])  # hidden: nothing but the flag
-    x = x @ embed.read.weight[j * copies] + embed.read.bias[j * copies, 0] + embed.kind[0, 1] + embed.place[0, j]
-    x = F.layer_norm(F.gelu(x), (4,)) @ embed.write.weight[j] + embed.write.bias[j, 0]
-    torch.testing.assert_close(got[0, :, j], x.expand(3, -1))
+    x = x @ embed.read.weight[own] + embed.read.bias[own, 0] + embed.kind[c, 1] + embed.place[c, j]
+    x = F.layer_norm(F.gelu(x), (4,), embed.norm.weight[own], embed.norm.bias[own])
+    torch.testing.assert_close(got[c, :, j], (x @ embed.write.weight[own] + embed.write.bias[own, 0]).expand(3, -1))
 
 
 def test_copies_do_not_touch_each_other():
@@ -244,13 +249,18 @@ def test_choice_ignores_the_split_that_scored_on_the_test_rows():
 
 
 def test_stacked_norm_is_layer_norm():
-    norm, x = StackedNorm(2, 4, 6), torch.randn(2, 5, 4, 6)
+    torch.manual_seed(3)
+    norm, x = StackedNorm(2, 6), torch.randn(2, 5, 6)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    torch.testing.assert_close(norm(x)[1, :, 2], F.layer_norm(x[1, :, 2], (6,), norm.weight[1, 2], norm.bias[1, 2]))
+    expected = F.layer_norm(x[1], (6,), norm.weight[1], norm.bias[1])
+    torch.testing.assert_close(norm(x)[1], expected)
+    layers = StackedLinear(2, 6, 3), StackedLinear(2, 6, 4)
+    by_hand = torch.cat([expected @ layer.weight[1] + layer.bias[1] for layer in layers], dim=-1)
+    torch.testing.assert_close(norm.then(x, *layers)[1], by_hand)  # folded into the weights, the same function
 
 
-def test_training_learns_a_rule_that_memory_tells():
+def test_training_learns_a_rule():
     # The label is the sign of the first number; a held-out half is answered from the other.
     cells = rows(1, 160, 18)
     cells[..., -1, 0] = (cells[..., 0, 0] > 0).float()
@@ -286,7 +296,7 @@ def test_one_run_among_many_is_the_run_alone():
     for name, parameter in both.named_parameters():
         # Features before copies: repeat each feature's entry for both copies.
         source = dict(alone.named_parameters())[name]
-        per_feature = name.startswith(("embed.read", "embed.write"))
+        per_feature = name.startswith(("embed.read", "embed.write", "embed.norm"))
         parameter.data = (
             source.data.repeat_interleave(2, 0) if per_feature else source.data.repeat(2, *[1] * (source.ndim - 1))
         )

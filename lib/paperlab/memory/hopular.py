@@ -121,20 +121,34 @@ def choose(scores: Float[Tensor, "settings splits"]) -> Int[Tensor, " splits"]:
 
 
 class StackedNorm(nn.Module):
-    """Layer norm over the last axis with a scale and a shift of their own for each copy (and feature)."""
+    """Layer norm over the last axis with a scale and a shift of their own for each copy."""
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, copies: int, size: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        self.weight, self.bias = nn.Parameter(torch.ones(copies, size)), nn.Parameter(torch.zeros(copies, size))
 
-    def forward(self, x: Float[Tensor, "copies rows *rest size"]) -> Float[Tensor, "copies rows *rest size"]:
+    def forward(self, x: Float[Tensor, "copies *rest size"]) -> Float[Tensor, "copies *rest size"]:
         """Normalise ``x[c]`` with the parameters of copy c."""
-        shape = (len(x), *[1] * (x.ndim - self.weight.ndim), *self.weight.shape[1:])
+        shape = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
         return torch.addcmul(self.bias.view(shape), F.layer_norm(x, x.shape[-1:]), self.weight.view(shape))
+
+    def then(
+        self, x: Float[Tensor, "copies rows size"], *layers: StackedLinear
+    ) -> Float[Tensor, "copies rows outputs"]:
+        """Linear ``layers`` of the normalised ``x``, their outputs side by side.
+
+        Scale and shift are folded into the layers' weights: the same function, with fewer passes over ``x``.
+        """
+        weight, bias = (torch.cat([getattr(layer, key) for layer in layers], dim=-1) for key in ("weight", "bias"))
+        bias = torch.baddbmm(bias, self.bias[:, None], weight)
+        return torch.baddbmm(bias, F.layer_norm(x, x.shape[-1:]), self.weight[..., None] * weight)
 
 
 class Embedding(nn.Module):
-    r"""Cell and mask flag $\to$ linear, plus type and place, $\to$ GELU, dropout, norm, linear; feature by feature."""
+    r"""Cell and mask flag $\to$ linear, plus type and place, $\to$ GELU, dropout, norm, linear; feature by feature.
+
+    The layers of a feature are copies of their own: feature f of copy c is entry $f \cdot$ copies $+\, c$.
+    """
 
     def __init__(self, copies: int, sizes: Sequence[int], size: int, dropout: float) -> None:
         super().__init__()
@@ -147,7 +161,7 @@ class Embedding(nn.Module):
                     parameter[j * copies : (j + 1) * copies] *= math.sqrt((width + 1) / (own + 1))
         self.kind = nn.Parameter(torch.empty(copies, 2, size).uniform_(-bound, bound))
         self.place = nn.Parameter(torch.empty(copies, many, size).uniform_(-bound, bound))
-        self.norm = StackedNorm(copies, many, size)
+        self.norm = StackedNorm(many * copies, size)
         self.register_buffer("is_category", torch.tensor([int(own > 1) for own in sizes]))
 
     def forward(
@@ -155,13 +169,10 @@ class Embedding(nn.Module):
     ) -> Float[Tensor, "copies rows features size"]:
         """Embed cells; a hidden cell shows nothing but its flag."""
         x = torch.cat([cells.masked_fill(hidden[..., None], 0), hidden[..., None].to(cells)], dim=-1)
-        x = self._each(self.read, x) + (self.kind[:, self.is_category] + self.place)[:, None]
-        return self._each(self.write, self.norm(F.dropout(F.gelu(x), self.dropout, self.training)))
-
-    @staticmethod
-    def _each(layer: StackedLinear, x: Tensor) -> Tensor:
-        y = layer(rearrange(x, "c r f i -> (f c) r i"))
-        return rearrange(y, "(f c) r o -> c r f o", c=len(x))
+        type_and_place = rearrange(self.kind[:, self.is_category] + self.place, "c f e -> (f c) 1 e")
+        x = torch.baddbmm(self.read.bias + type_and_place, rearrange(x, "c r f i -> (f c) r i"), self.read.weight)
+        x = self.norm.then(F.dropout(F.gelu(x), self.dropout, self.training), self.write)
+        return rearrange(x, "(f c) r e -> c r f e", c=len(cells))
 
 
 class Association(nn.Module):
@@ -180,7 +191,7 @@ class Association(nn.Module):
         super().__init__()
         require_at_least(1, size=size, heads=heads, hidden=hidden)
         require_positive(scaling=scaling)
-        self.heads, self.beta, self.dropout = heads, scaling / math.sqrt(hidden), dropout
+        self.heads, self.hidden, self.beta, self.dropout = heads, hidden, scaling / math.sqrt(hidden), dropout
         self.norm = StackedNorm(copies, size)
         self.W_Q, self.W_K, self.W_V = (StackedLinear(copies, size, heads * hidden) for _ in range(3))
         self.W_O = StackedLinear(copies, heads * hidden, size)
@@ -192,8 +203,9 @@ class Association(nn.Module):
         own: Bool[Tensor, "copies queries keys"] | None = None,
     ) -> tuple[Float[Tensor, "copies sets queries size"], Float[Tensor, "copies sets heads queries keys"]]:
         """The new states, and the weights that retrieved them; what ``own`` marks gets weight 0."""
-        state, stored = self.norm(state), self.norm(stored)
-        q, k, v = self._split(self.W_Q, state), self._split(self.W_K, stored), self._split(self.W_V, stored)
+        state, flat = self.norm(state), lambda x: rearrange(x, "c s n i -> c (s n) i")
+        (q,) = self._split(self.W_Q(flat(state)), len(state[0]))
+        k, v = self._split(self.norm.then(flat(stored), self.W_K, self.W_V), len(stored[0]))
         overlap = self.beta * q @ k.mT  # (copies, sets, heads, queries, keys)
         if own is not None:
             overlap = overlap.masked_fill(own[:, None, None], -math.inf)
@@ -201,9 +213,8 @@ class Association(nn.Module):
         found = rearrange(F.dropout(p, self.dropout, self.training) @ v, "c s h q d -> c (s q) (h d)")
         return state + self.W_O(found).view(state.shape), p
 
-    def _split(self, layer: StackedLinear, x: Tensor) -> Tensor:
-        y = layer(rearrange(x, "c s n i -> c (s n) i"))
-        return rearrange(y, "c (s n) (h d) -> c s h n d", s=x.shape[1], h=self.heads)
+    def _split(self, x: Float[Tensor, "copies all outputs"], sets: int) -> Tensor:
+        return rearrange(x, "c (s n) (t h d) -> t c s h n d", s=sets, h=self.heads, d=self.hidden)
 
 
 class Hopular(nn.Module):
@@ -255,9 +266,13 @@ class Hopular(nn.Module):
 
         ``own`` says which row of the memory is the query itself; that row is masked out. At test there is none.
         """
-        start = self.embed(cells, hidden)
-        shown = torch.zeros(memory.shape[:3], dtype=torch.bool, device=memory.device)
-        Y = rearrange(self.embed(memory, shown), "c n f e -> c 1 n (f e)") if self.H_s else None
+        if self.H_s:  # one pass for both; of the memory nothing is hidden
+            shown = torch.zeros(memory.shape[:3], dtype=torch.bool, device=memory.device)
+            both = self.embed(torch.cat([cells, memory], dim=1), torch.cat([hidden, shown], dim=1))
+            start, Y = both.split([cells.shape[1], memory.shape[1]], dim=1)
+            Y = rearrange(Y, "c n f e -> c 1 n (f e)")
+        else:
+            start = self.embed(cells, hidden)
         mask = None if own is None else own[..., None] == torch.arange(memory.shape[1], device=own.device)
         states, weights = [start], []
         for block in range(self.blocks):
@@ -275,8 +290,8 @@ class Hopular(nn.Module):
         self, state: Float[Tensor, "copies rows features size"]
     ) -> Float[Tensor, "copies rows features width"]:
         """All features as the state describes them: a number, or the scores of the words."""
-        x = self.norm(F.dropout(F.gelu(state.flatten(2)), self.dropout, self.training))
-        return rearrange(self.summary(x), "c r (f w) -> c r f w", f=len(self.sizes))
+        x = F.dropout(F.gelu(state.flatten(2)), self.dropout, self.training)
+        return rearrange(self.norm.then(x, self.summary), "c r (f w) -> c r f w", f=len(self.sizes))
 
     def forward(self, *inputs: Tensor | None) -> Float[Tensor, "copies rows features width"]:
         """The read-out of the last state; inputs as in `states`."""
