@@ -1,11 +1,397 @@
-"""TODO: what this is, in one line.
+r"""PRESTO: let the frequent steps before a rare event help to estimate its probability.
 
-TODO: why anyone should care, in two sentences.
+Somebody sees an advertisement, clicks, buys. Purchases are too rare to learn ten weights from, clicks are not. One set
+of weights for both steps (proportional odds) is stable and may be wrong; PRESTO gives each step its own weights and
+charges an L1 penalty for every difference between neighbours.
 
-TODO: authors, "Predicting Rare Events by Shrinking Towards Proportional Odds" (2023),
-https://arxiv.org/abs/2306.00247.
+Faletto and Bien (2023), https://arxiv.org/abs/2305.18700. The leading axis is the draw, a sample of its own; the second
+is the copy: a fold, a penalty, a method on the same sample. All of them are solved side by side in float64.
 """
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-def method() -> None:
-    """TODO: what it computes (equation), shapes, limits, errors."""
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from paperlab.checks import (
+    require_at_least,
+    require_between,
+    require_finite,
+    require_nonempty,
+    require_nonnegative,
+    require_one_of,
+    require_positive,
+)
+
+
+class Boundaries(NamedTuple):
+    r"""The $K - 1$ boundaries of a cumulative model, $P(y \le k \mid x) = F(\alpha_k + \beta_k^\top x)$, F logistic."""
+
+    alpha: Float[Tensor, "*copies boundaries"]
+    beta: Float[Tensor, "*copies boundaries p"]
+
+    def cumulative(self, x: Float[Tensor, "... n p"]) -> Float[Tensor, "... n boundaries"]:
+        r"""$P(y \le k \mid x)$ at each boundary."""
+        return torch.sigmoid(x @ self.beta.mT + self.alpha[..., None, :])
+
+    def probabilities(self, x: Float[Tensor, "... n p"]) -> Float[Tensor, "... n classes"]:
+        """One probability a class; where boundaries cross, one of them is negative."""
+        below = self.cumulative(x)
+        return torch.cat([below, torch.ones_like(below[..., :1])], -1).diff(
+            dim=-1, prepend=torch.zeros_like(below[..., :1])
+        )
+
+    def rare(self, x: Float[Tensor, "... n p"]) -> Float[Tensor, "... n"]:
+        r"""$P(y = K \mid x)$: only the last boundary has a say."""
+        return torch.sigmoid(-(x @ self.beta[..., -1, :, None])[..., 0] - self.alpha[..., -1:])
+
+
+class _Sample:
+    """Rows of all draws, with what every evaluation of the likelihood needs of them."""
+
+    def __init__(self, x: Tensor, y: Tensor, classes: int, shown: Tensor) -> None:
+        self.draws, self.n, p = x.shape
+        self.q, self.edges = p + 1, classes - 1
+        self.rows = torch.cat([x.new_ones(self.draws, self.n, 1), x], 2)
+        self.columns = self.rows.mT.contiguous()
+        self.shown = shown / shown.sum(-1, keepdim=True)
+        self.seen = shown > 0
+        self.upper, self.lower = (i.clamp(0, classes - 2)[:, None, None] for i in (y, y - 1))
+        self.member = [(y == k).to(x.dtype)[:, None] for k in range(classes)]
+        self.bounded = [1 - self.member[-1], 1 - self.member[0]]  # has a boundary above, below
+        self.left, self.right = torch.triu_indices(self.q, self.q, device=x.device)
+        self.products = self.rows[..., self.left] * self.rows[..., self.right]
+
+    def scores(self, theta: Tensor) -> Tensor:
+        """Log-odds at every boundary, (draws, copies, boundaries, n)."""
+        w = theta.cumsum(2)
+        return (w.flatten(1, 2) @ self.columns).unflatten(1, w.shape[1:3])
+
+    def value(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Mean of $-\log [F(u) - F(l)]$, and $a = e^{-u}$, $b = e^l$; infinite where boundaries cross at a seen row.
+
+        $u$ and $l$ are the log-odds at the boundaries above and below the row's class. The bracket is
+        $(1 - ab) / ((1 + a)(1 + b))$: nothing is subtracted but $ab$ from 1, and an absent boundary is a zero.
+        """
+        wide = (*eta.shape[:2], 1, self.n)
+        a = (-eta.gather(2, self.upper.expand(wide))[:, :, 0]).exp() * self.bounded[0]
+        b = eta.gather(2, self.lower.expand(wide))[:, :, 0].exp() * self.bounded[1]
+        bracket = (1 - a * b) / ((1 + a) * (1 + b))
+        loss = -(torch.where(self.seen, bracket, 1).log() * self.shown).sum(-1)
+        crossed = ((eta.diff(dim=2) <= 0).any(2) & self.seen).any(-1)
+        return torch.where(crossed, math.inf, loss.nan_to_num(nan=math.inf)), a, b
+
+    def gradient(self, a: Tensor, b: Tensor) -> Tensor:
+        """Of the mean loss in theta, (draws, copies, boundaries, q)."""
+        c = a * b / (1 - a * b)
+        up, down = -(a / (1 + a) + c) * self.shown, (b / (1 + b) + c) * self.shown
+        g = torch.stack([self.member[k] * up + self.member[k + 1] * down for k in range(self.edges)], 2)
+        w = (g.flatten(1, 2) @ self.rows).unflatten(1, g.shape[1:3])
+        return w.flip(2).cumsum(2).flip(2)  # theta_k moves boundary k and all above it
+
+    def curvature(self, a: Tensor, b: Tensor) -> Tensor:
+        """Second derivatives in theta, (draws, copies, m, m) with m = boundaries * q; never indefinite."""
+        c = a * b / (1 - a * b)
+        c = c * (1 + c)
+        up, down = (a / (1 + a).square() + c) * self.shown, (b / (1 + b).square() + c) * self.shown
+        weights = [self.member[k] * up + self.member[k + 1] * down for k in range(self.edges)]
+        weights += [-self.member[k + 1] * c * self.shown for k in range(self.edges - 1)]
+        sums = (torch.stack(weights, 2).flatten(1, 2) @ self.products).unflatten(1, (a.shape[1], len(weights)))
+        blocks = sums.new_empty(*sums.shape[:-1], self.q, self.q)
+        blocks[..., self.left, self.right] = blocks[..., self.right, self.left] = sums
+        whole = blocks.new_zeros(*a.shape[:2], self.edges, self.q, self.edges, self.q)
+        for k in range(self.edges):
+            whole[:, :, k, :, k] = blocks[:, :, k]
+        for k in range(self.edges - 1):
+            whole[:, :, k, :, k + 1] = whole[:, :, k + 1, :, k] = blocks[:, :, self.edges + k]
+        for k in (2, 4):  # from boundaries to differences of boundaries
+            whole = whole.flip(k).cumsum(k).flip(k)
+        return whole.flatten(4, 5).flatten(2, 3)
+
+
+def _step(theta: Tensor, g: Tensor, h: Tensor, l1: Tensor, l2: Tensor, sweeps: int = 200) -> Tensor:
+    r"""$\arg\min_z g^\top(z - \theta) + \frac12 (z - \theta)^\top H (z - \theta)$ + penalty, one coordinate at a time.
+
+    Everything has the coordinates first and the problems last; ``h`` is (problems, m, m).
+    """
+    z, r = theta.clone(), g.clone()
+    h = h.permute(1, 2, 0).contiguous()
+    own = h.diagonal().mT + 1e-12
+    for _ in range(sweeps):
+        before = z.clone()
+        for j in range(len(z)):
+            pull = own[j] * z[j] - r[j]
+            new = torch.copysign((pull.abs() - l1[j]).clamp_min(0), pull) / (own[j] + l2[j])
+            r.addcmul_(h[j], new - z[j])
+            z[j] = new
+        if ((z - before).abs() * own).max() < 1e-9:
+            break
+    return z
+
+
+@torch.no_grad()
+def _solve(
+    sample: _Sample, start: Tensor, l1: Tensor, l2: Tensor, tolerance: float, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Proximal Newton with backtracking from ``start``: theta, its log-odds, and its KKT residual a problem."""
+    shape, free = start.shape, l1.isfinite()
+    price, smooth = torch.where(free, l1, 0), not (l1[free] > 0).any()
+
+    def charge(theta: Tensor) -> Tensor:
+        return (price * theta.abs() + l2 / 2 * theta.square()).sum((2, 3))
+
+    theta = torch.where(free, start, 0)
+    eta = sample.scores(theta)
+    loss, a, b = sample.value(eta)
+    for turn in range(steps + 1):
+        g = sample.gradient(a, b)
+        ridge = g + l2 * theta
+        kkt = torch.where(theta != 0, (ridge + price * theta.sign()).abs(), (ridge.abs() - price).clamp_min(0))
+        residual = torch.where(free, kkt, 0).amax((2, 3))
+        if turn == steps or (residual < tolerance).all():
+            break
+        flat = [t.flatten(2).flatten(0, 1) for t in (theta, g, l1, l2)]
+        h = sample.curvature(a, b).flatten(0, 1)
+        if smooth:
+            fixed = ~free.flatten(2).flatten(0, 1)
+            h = h.masked_fill(fixed[:, None] | fixed[..., None], 0)
+            h = h + torch.diag_embed(flat[3] + 1e-10 + fixed.to(h.dtype))
+            z = flat[0] - torch.linalg.solve(h, (flat[1] + flat[3] * flat[0]).masked_fill(fixed, 0))
+        else:
+            z = _step(*(t.mT.contiguous() for t in flat[:2]), h, *(t.mT.contiguous() for t in flat[2:])).mT
+        d = torch.where(residual[..., None, None] < tolerance, 0, z.view(shape) - theta)
+        slope, old = (g * d).sum((2, 3)) + charge(theta + d) - charge(theta), loss + charge(theta)
+        t, move = torch.ones_like(loss), sample.scores(d)
+        for _ in range(30):  # an infinite loss, boundaries that cross, is refused like any other that is too high
+            new = eta + t[..., None, None] * move
+            loss, a, b = sample.value(new)
+            fine = loss + charge(theta + t[..., None, None] * d) <= old + 1e-4 * t * slope + 1e-13
+            if fine.all():
+                break
+            t = torch.where(fine, t, t / 2)
+        else:  # whoever found nothing better stays
+            t = torch.where(fine, t, 0)
+            new = eta + t[..., None, None] * move
+            loss, a, b = sample.value(new)
+        theta, eta = theta + t[..., None, None] * d, new
+    return theta, eta, residual
+
+
+class Path(NamedTuple):
+    """Solutions from the strongest penalty to the weakest, with what each promises for rows it has not seen."""
+
+    strengths: Float[Tensor, "draws strengths"]
+    fits: Boundaries  # (draws, strengths, ...)
+    residual: Float[Tensor, "draws strengths"]
+    scores: dict[str, Float[Tensor, "draws strengths"]]
+
+    def chosen(self, by: str = "brier") -> Boundaries:
+        """The fit with the least cross-validated score; of several, the one with the strongest penalty."""
+        best = self.scores[by].argmin(1)
+        each = torch.arange(len(best), device=best.device)
+        return Boundaries(self.fits.alpha[each, best], self.fits.beta[each, best])
+
+
+METHODS = ("presto", "proportional", "non-proportional", "logistic")
+
+
+def fit_path(
+    x: Float[Tensor, "draws n p"],
+    y: Int[Tensor, "draws n"],
+    *,
+    classes: int,
+    method: str = "presto",
+    norm: str = "l1",
+    first: float = 1.0,
+    differences: float | Sequence[float] = 1.0,
+    strengths: int = 12,
+    span: tuple[float, float] | None = None,
+    folds: int = 5,
+    weights: Float[Tensor, "draws n"] | None = None,
+    tolerance: float = 1e-5,
+    steps: int = 25,
+) -> Path:
+    r"""With $\psi_1 = \beta_1$, $\psi_k = \beta_k - \beta_{k-1}$, minimise at each of a falling sequence of $\lambda$
+
+    $$-\frac1n \sum_i \log\big[F(\alpha_{y_i} + \beta_{y_i}^\top x_i)
+    - F(\alpha_{y_i - 1} + \beta_{y_i - 1}^\top x_i)\big] + \lambda \sum_k c_k \|\psi_k\|_1 .$$
+
+    PRESTO has all $c_k = 1$: ``first`` is $c_1$ and ``differences`` the others. "proportional" holds the differences at
+    0; "logistic" sees the last class against the rest. ``norm`` "l2" charges $\frac12\|\psi_k\|_2^2$ instead, "none"
+    nothing ("non-proportional" says the same of the whole model), with one strength. The strengths run from
+    ``span[0]`` to ``span[1]`` times the least $\lambda$ at which the L1 path is at its start (span 1 to 0.01; L2: 100
+    to 0.01). Features are standardised inside; the fits are in the units of ``x``. Classes are 0 to K - 1.
+
+    Boundaries must not cross at a row that is seen: a step over that wall is refused, as in the released code. A
+    solution that leans on the wall shows it in its residual.
+
+    Every class is dealt to the folds in turn. The scores are means over the held-out rows: "brier" over all classes, as
+    in the released code, "rare" of the last class alone, and "log loss". ``weights`` count a row several times.
+
+    Raises:
+        ValueError: a label outside the classes or a class without rows; features not finite, not float64 or constant;
+            an unknown method or norm; a negative factor; a span that does not fall; fewer than 1 strength.
+    """
+    require_nonempty(x=x)
+    require_finite(x=x)
+    if x.dtype != torch.float64:
+        raise ValueError(f"x must be float64, or the tolerance cannot be reached, got {x.dtype}")
+    require_at_least(2, classes=classes)
+    require_between(0, classes - 1, y=y)
+    require_one_of(METHODS, method=method)
+    require_one_of(("l1", "l2", "none"), norm=norm)
+    require_nonnegative(first=first, differences=differences)
+    require_at_least(1, strengths=strengths)
+    require_positive(tolerance=tolerance)
+    if method == "logistic":
+        y, classes = (y == classes - 1).long(), 2
+    norm = "none" if method == "non-proportional" else norm
+    span = span or {"l1": (1.0, 0.01), "l2": (100.0, 0.01), "none": (1.0, 1.0)}[norm]
+    require_positive(span=span)
+    if span[0] < span[1]:
+        raise ValueError(f"span must fall from the strongest to the weakest, got {span}")
+    draws, n, p = x.shape
+    w = x.new_ones(draws, n) if weights is None else weights
+    require_nonnegative(weights=w)
+    share = torch.stack([((y == k) * w).sum(1) for k in range(classes)], 1) / w.sum(1, keepdim=True)
+    if (share == 0).any():
+        raise ValueError(f"y must hold every one of the {classes} classes in each draw")
+    heavy = (w / w.sum(1, keepdim=True))[..., None]
+    mean = (heavy * x).sum(1, keepdim=True)
+    spread = (heavy * (x - mean).square()).sum(1, keepdim=True).sqrt()
+    require_positive(**{"spread of each feature of x": spread - 1e-12 * mean.abs()})
+
+    member = torch.nn.functional.one_hot(y, classes)
+    turn = ((member.cumsum(1) - 1) * member).sum(2) % max(folds, 1)
+    held = torch.stack([turn == f for f in range(folds)] + [turn < 0], 1)  # the last copy sees every row
+    sample = _Sample((x - mean) / spread, y, classes, torch.where(held, 0, w[:, None]))
+    copies, edges = folds + 1, classes - 1
+    factor = x.new_zeros(edges, p + 1)
+    factor[0, 1:] = first
+    factor[1:, 1:] = torch.as_tensor(differences, dtype=x.dtype, device=x.device).reshape(-1, 1)
+    fixed = x.new_zeros(edges, p + 1)
+    if method == "proportional":
+        fixed[1:, 1:] = math.inf
+    charged = (factor > 0) & fixed.isfinite()
+    full = (draws, copies, edges, p + 1)
+    nothing = x.new_zeros(full)
+
+    theta = nothing.clone()
+    theta[..., 0] = torch.logit(share.cumsum(1)[:, :-1]).diff(dim=1, prepend=x.new_zeros(draws, 1))[:, None]
+    if norm == "none" or not charged.any():
+        grid = x.new_zeros(draws, 1)
+    else:
+        shut = torch.where(charged, math.inf, fixed).expand(full)
+        theta, eta, _ = _solve(sample, theta, shut, nothing, tolerance, steps)
+        pull = sample.gradient(*sample.value(eta)[1:])[:, -1].abs()
+        least = torch.where(charged, pull / factor, 0).amax((1, 2))
+        grid = least[:, None] * torch.logspace(
+            *(math.log10(s) for s in span), strengths, dtype=x.dtype, device=x.device
+        )
+
+    found, residuals, marks = [], [], {"brier": [], "rare": [], "log loss": []}
+    for strength in grid.unbind(1):
+        charge = strength[:, None, None, None] * factor
+        l1 = (charge if norm == "l1" else nothing) + fixed
+        l2 = charge if norm == "l2" else nothing
+        theta, eta, residual = _solve(sample, theta, l1.expand(full), l2.expand(full), tolerance, steps)
+        found.append(theta[:, -1])
+        residuals.append(residual[:, -1])
+        if folds:
+            below = torch.cat([torch.zeros_like(eta[:, :, :1]), eta.sigmoid(), torch.ones_like(eta[:, :, :1])], 2)
+            p_hat, hit = below.diff(dim=2), member.mT[:, None].to(x.dtype)
+            miss = (p_hat - hit).square()
+            own = (p_hat * hit).sum(2).clamp_min(1e-12)
+            out = held * (w / w.sum(1, keepdim=True))[:, None]
+            for name, each in (("brier", miss.sum(2)), ("rare", miss[:, :, -1]), ("log loss", -own.log())):
+                marks[name].append((each * out).sum((1, 2)))
+    beta = torch.stack(found, 1).cumsum(2)
+    beta, alpha = beta[..., 1:] / spread[:, :, None], beta[..., 0]
+    alpha = alpha - (beta * mean[:, :, None]).sum(-1)
+    scores = {name: torch.stack(values, 1) for name, values in marks.items()} if folds else {}
+    return Path(grid, Boundaries(alpha, beta), torch.stack(residuals, 1), scores)
+
+
+def slope_variances(
+    shares: Float[Tensor, "*copies classes"],
+) -> tuple[Float[Tensor, "*copies"], Float[Tensor, "*copies"]]:
+    r"""$n\sigma_x^2$ times the variance of a slope, where no feature matters: proportional odds, logistic regression.
+
+    With class shares $\pi_k$ they are $3 / (1 - \sum_k \pi_k^3)$ and $1 / (\pi_K (1 - \pi_K))$; for two classes they
+    are the same.
+
+    Raises:
+        ValueError: shares that are not positive or do not add up to 1.
+    """
+    require_positive(shares=shares)
+    require_between(1 - 1e-6, 1 + 1e-6, **{"sum of shares": shares.sum(-1)})
+    rare = shares[..., -1]
+    return 3 / (1 - shares.pow(3).sum(-1)), 1 / (rare * (1 - rare))
+
+
+TRUTHS = ("sparse", "dense", "proportional")
+
+
+def draw_truth(
+    truth: str, draws: int, generator: torch.Generator, *, p: int = 10, classes: int = 3, size: float = 0.5
+) -> Float[Tensor, "draws boundaries p"]:
+    r"""Slopes of the released simulation. "sparse": entries of $\beta_1$ are ``size`` with probability 1/3, those of
+    each difference $\pm$``size`` with probability 1/3, the rest 0. "dense": all uniform on $\pm$``size``.
+    "proportional": $\beta_1$ as in "sparse", no differences.
+
+    Raises:
+        ValueError: an unknown truth, ``draws`` below 1, or fewer than 3 classes.
+    """
+    require_one_of(TRUTHS, truth=truth)
+    require_at_least(1, draws=draws, p=p)
+    require_at_least(3, classes=classes)
+    there, sign, even = (
+        torch.rand(draws, classes - 1, p, generator=generator, dtype=torch.float64, device=generator.device)
+        for _ in range(3)
+    )
+    few = torch.where(there < 1 / 3, torch.where(sign < 0.5, -size, size), 0.0).to(even)
+    psi = (2 * even - 1) * size if truth == "dense" else few
+    if truth != "dense":
+        psi[:, 0] = psi[:, 0].abs()
+    if truth == "proportional":
+        psi[:, 1:] = 0
+    return psi.cumsum(1)
+
+
+def last_intercept(
+    beta: Float[Tensor, "draws boundaries p"], rate: float, generator: torch.Generator, points: int = 2000
+) -> float:
+    r"""The $\alpha_{K-1}$ at which the last class has the share ``rate``, on average over draws and over x in the cube.
+
+    Raises:
+        ValueError: ``rate`` outside 0 to 1.
+    """
+    require_between(1e-9, 1 - 1e-9, rate=rate)
+    x = 2 * torch.rand(points, beta.shape[-1], generator=generator, dtype=beta.dtype, device=beta.device) - 1
+    tilt = beta[:, -1] @ x.mT
+    low, high = -40.0, 40.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if torch.sigmoid(-middle - tilt).mean() < rate else (middle, high)
+    return middle
+
+
+def draw_sample(
+    truth: Boundaries, n: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "draws n p"], Int[Tensor, "draws n"]]:
+    """``n`` rows a draw: x uniform in the cube from -1 to 1, one uniform number a row that picks its class.
+
+    Raises:
+        ValueError: boundaries that cross inside the sample.
+    """
+    require_at_least(1, n=n)
+    draws, _, p = truth.beta.shape
+    x = 2 * torch.rand(draws, n, p, generator=generator, dtype=truth.beta.dtype, device=truth.beta.device) - 1
+    picked = torch.rand(draws, n, 1, generator=generator, dtype=truth.beta.dtype, device=truth.beta.device)
+    below = truth.cumulative(x)
+    if (below.diff(dim=-1) <= 0).any():
+        raise ValueError("truth has boundaries that cross: a class with a negative probability")
+    return x, (picked > below).sum(-1)
