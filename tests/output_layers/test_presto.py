@@ -79,10 +79,10 @@ def test_two_classes_are_sklearns_logistic_regression(norm):
     z = standard(x[0].numpy())
     for k, strength in enumerate(path.strengths[0].tolist()):
         c = 1 / (strength * len(z))
-        kind = {"l1_ratio": 1.0, "solver": "saga"} if norm == "l1" else {"l1_ratio": 0.0}
+        kind = {"l1_ratio": 1.0, "solver": "saga", "random_state": 0} if norm == "l1" else {"l1_ratio": 0.0}
         other = LogisticRegression(C=c, tol=1e-10, max_iter=100_000, **kind).fit(z, ~rare)
         theirs = other.predict_proba(z)[:, 0]
-        np.testing.assert_allclose(path.fits.rare(x[:, None])[0, k], theirs, atol=2e-6)
+        np.testing.assert_allclose(path.fits.rare(x[:, None])[0, k], theirs, atol=2e-5)
 
 
 @pytest.mark.parametrize(("classes", "first"), [(3, 1.0), (4, 1.0), (3, 0.0)])

@@ -112,7 +112,7 @@ class _Sample:
         return whole.flatten(4, 5).flatten(2, 3)
 
 
-def _step(theta: Tensor, g: Tensor, h: Tensor, l1: Tensor, l2: Tensor, sweeps: int = 200) -> Tensor:
+def _step(theta: Tensor, g: Tensor, h: Tensor, l1: Tensor, l2: Tensor, tolerance: float) -> Tensor:
     r"""$\arg\min_z g^\top(z - \theta) + \frac12 (z - \theta)^\top H (z - \theta)$ + penalty, one coordinate at a time.
 
     Everything has the coordinates first and the problems last; ``h`` is (problems, m, m).
@@ -120,14 +120,14 @@ def _step(theta: Tensor, g: Tensor, h: Tensor, l1: Tensor, l2: Tensor, sweeps: i
     z, r = theta.clone(), g.clone()
     h = h.permute(1, 2, 0).contiguous()
     own = h.diagonal().mT + 1e-12
-    for _ in range(sweeps):
+    for _ in range(200):
         before = z.clone()
         for j in range(len(z)):
             pull = own[j] * z[j] - r[j]
             new = torch.copysign((pull.abs() - l1[j]).clamp_min(0), pull) / (own[j] + l2[j])
             r.addcmul_(h[j], new - z[j])
             z[j] = new
-        if ((z - before).abs() * own).max() < 1e-9:
+        if ((z - before).abs() * own).max() < tolerance:
             break
     return z
 
@@ -161,7 +161,7 @@ def _solve(
             h = h + torch.diag_embed(flat[3] + 1e-10 + fixed.to(h.dtype))
             z = flat[0] - torch.linalg.solve(h, (flat[1] + flat[3] * flat[0]).masked_fill(fixed, 0))
         else:
-            z = _step(*(t.mT.contiguous() for t in flat[:2]), h, *(t.mT.contiguous() for t in flat[2:])).mT
+            z = _step(*(t.mT.contiguous() for t in flat[:2]), h, *(t.mT.contiguous() for t in flat[2:]), tolerance / 100).mT
         d = torch.where(residual[..., None, None] < tolerance, 0, z.view(shape) - theta)
         slope, old = (g * d).sum((2, 3)) + charge(theta + d) - charge(theta), loss + charge(theta)
         t, move = torch.ones_like(loss), sample.scores(d)
