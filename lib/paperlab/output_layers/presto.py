@@ -63,7 +63,8 @@ class _Sample:
         self.member = [(y == k).to(x.dtype)[:, None] for k in range(classes)]
         self.bounded = [1 - self.member[-1], 1 - self.member[0]]  # has a boundary above, below
         self.left, self.right = torch.triu_indices(self.q, self.q, device=x.device)
-        self.products = self.rows[..., self.left] * self.rows[..., self.right]
+        # for the curvature single precision will do: it gives a direction, and where that ends the gradient decides
+        self.products = (self.rows[..., self.left] * self.rows[..., self.right]).float()
 
     def scores(self, theta: Tensor) -> Tensor:
         """Log-odds at every boundary, (draws, copies, boundaries, n)."""
@@ -99,7 +100,11 @@ class _Sample:
         up, down = (a / (1 + a).square() + c) * self.shown, (b / (1 + b).square() + c) * self.shown
         weights = [self.member[k] * up + self.member[k + 1] * down for k in range(self.edges)]
         weights += [-self.member[k + 1] * c * self.shown for k in range(self.edges - 1)]
-        sums = (torch.stack(weights, 2).flatten(1, 2) @ self.products).unflatten(1, (a.shape[1], len(weights)))
+        sums = (
+            (torch.stack(weights, 2).float().flatten(1, 2) @ self.products)
+            .to(a)
+            .unflatten(1, (a.shape[1], len(weights)))
+        )
         blocks = sums.new_empty(*sums.shape[:-1], self.q, self.q)
         blocks[..., self.left, self.right] = blocks[..., self.right, self.left] = sums
         whole = blocks.new_zeros(*a.shape[:2], self.edges, self.q, self.edges, self.q)
@@ -174,7 +179,7 @@ def _solve(
             z = at - torch.linalg.solve(h, (slope1 + two * at).masked_fill(fixed, 0))
         else:
             z = _step(
-                *(t.mT.contiguous() for t in (at, slope1)), h, *(t.mT for t in (one, two)), float(tolerance.min()) / 100
+                *(t.mT.contiguous() for t in (at, slope1)), h, *(t.mT for t in (one, two)), float(tolerance.min()) / 10
             ).mT
         d = torch.zeros_like(theta)
         d[going] = (z - at).unflatten(1, shape[2:])
