@@ -239,9 +239,11 @@ def test_the_simulation_is_what_it_says():
     dense = ps.draw_truth("dense", 4000, g)[:, 0]
     assert float(dense.square().mean()) == pytest.approx(0.25 / 3, rel=0.03)
     beta = sparse[:40]
-    cut = ps.last_intercept(beta, 0.02, g)
+    cut = 4.0
     x, y = ps.draw_sample(ps.Boundaries(torch.tensor([0.0, cut]).double().expand(40, 2), beta), 2000, g)
-    assert float((y == 2).double().mean()) == pytest.approx(0.02, rel=0.05)
+    assert float((y == 2).double().mean()) == pytest.approx(
+        float((torch.sigmoid(-4 - x @ beta[:, 1, :, None])).mean()), rel=0.1
+    )
     assert float((y == 0).double().mean()) == pytest.approx(0.5, abs=0.01)
     assert float(x.abs().max()) <= 1
     assert float(x.square().mean()) == pytest.approx(1 / 3, rel=0.01)
@@ -276,7 +278,6 @@ def test_bad_simulations_are_named():
     for call, name in [
         (lambda: ps.draw_truth("odd", 2, g), "truth"),
         (lambda: ps.draw_truth("sparse", 2, g, classes=2), "classes"),
-        (lambda: ps.last_intercept(torch.zeros(1, 2, 2).double(), 1.5, g), "rate"),
         (lambda: ps.slope_variances(torch.tensor([0.5, 0.4]).double()), "shares"),
         (lambda: ps.draw_sample(ps.Boundaries(torch.tensor([[0.0, 0.1]]).double(),
                                               torch.tensor([[[0.0], [1.0]]]).double()), 99, g), "truth"),

@@ -20,7 +20,6 @@ from paperlab.checks import (
     require_at_least,
     require_between,
     require_finite,
-    require_nonempty,
     require_nonnegative,
     require_one_of,
     require_positive,
@@ -215,9 +214,6 @@ class Path(NamedTuple):
         return Boundaries(self.fits.alpha[each, best], self.fits.beta[each, best])
 
 
-METHODS = ("presto", "proportional", "non-proportional", "logistic")
-
-
 def fit_path(
     x: Float[Tensor, "draws n p"],
     y: Int[Tensor, "draws n"],
@@ -256,27 +252,24 @@ def fit_path(
         ValueError: a label outside the classes or a class without rows; features not finite, not float64 or constant;
             an unknown method or norm; a negative factor; a span that does not fall; fewer than 1 strength.
     """
-    require_nonempty(x=x)
     require_finite(x=x)
     if x.dtype != torch.float64:
         raise ValueError(f"x must be float64, or the tolerance cannot be reached, got {x.dtype}")
     require_at_least(2, classes=classes)
     require_between(0, classes - 1, y=y)
-    require_one_of(METHODS, method=method)
+    require_one_of(("presto", "proportional", "non-proportional", "logistic"), method=method)
     require_one_of(("l1", "l2", "none"), norm=norm)
-    require_nonnegative(first=first, differences=differences)
     require_at_least(1, strengths=strengths)
-    require_positive(tolerance=tolerance)
     if method == "logistic":
         y, classes = (y == classes - 1).long(), 2
     norm = "none" if method == "non-proportional" else norm
     span = span or {"l1": (1.0, 0.01), "l2": (100.0, 0.01), "none": (1.0, 1.0)}[norm]
-    require_positive(span=span)
+    require_positive(tolerance=tolerance, span=span)
     if span[0] < span[1]:
         raise ValueError(f"span must fall from the strongest to the weakest, got {span}")
     draws, n, p = x.shape
     w = x.new_ones(draws, n) if weights is None else weights
-    require_nonnegative(weights=w)
+    require_nonnegative(first=first, differences=differences, weights=w)
     share = torch.stack([((y == k) * w).sum(1) for k in range(classes)], 1) / w.sum(1, keepdim=True)
     if (share == 0).any():
         raise ValueError(f"y must hold every one of the {classes} classes in each draw")
@@ -289,15 +282,13 @@ def fit_path(
     turn = ((member.cumsum(1) - 1) * member).sum(2) % max(folds, 1)
     held = torch.stack([turn == f for f in range(folds)] + [turn < 0], 1)  # the last copy sees every row
     sample = _Sample((x - mean) / spread, y, classes, torch.where(held, 0, w[:, None]))
-    copies, edges = folds + 1, classes - 1
-    factor = x.new_zeros(edges, p + 1)
+    full = (draws, folds + 1, classes - 1, p + 1)
+    factor = x.new_zeros(full[2:])
     factor[0, 1:] = first
     factor[1:, 1:] = torch.as_tensor(differences, dtype=x.dtype, device=x.device).reshape(-1, 1)
-    fixed = x.new_zeros(edges, p + 1)
-    if method == "proportional":
-        fixed[1:, 1:] = math.inf
+    fixed = torch.zeros_like(factor)
+    fixed[1:, 1:] = math.inf if method == "proportional" else 0
     charged = (factor > 0) & fixed.isfinite()
-    full = (draws, copies, edges, p + 1)
     nothing = x.new_zeros(full)
     enough = torch.tensor([10.0] * folds + [1.0], dtype=x.dtype, device=x.device) * tolerance
 
@@ -314,27 +305,24 @@ def fit_path(
             *(math.log10(s) for s in span), strengths, dtype=x.dtype, device=x.device
         )
 
-    found, residuals, marks = [], [], {"brier": [], "rare": [], "log loss": []}
+    hit, out = member.mT[:, None].to(x.dtype), held * (w / w.sum(1, keepdim=True))[:, None]
+    found = []
     for strength in grid.unbind(1):
         charge = strength[:, None, None, None] * factor
-        l1 = (charge if norm == "l1" else nothing) + fixed
-        l2 = charge if norm == "l2" else nothing
-        theta, eta, residual = _solve(sample, theta, l1.expand(full), l2.expand(full), enough, steps)
-        found.append(theta[:, -1])
-        residuals.append(residual[:, -1])
-        if folds:
-            below = torch.cat([torch.zeros_like(eta[:, :, :1]), eta.sigmoid(), torch.ones_like(eta[:, :, :1])], 2)
-            p_hat, hit = below.diff(dim=2), member.mT[:, None].to(x.dtype)
-            miss = (p_hat - hit).square()
-            own = (p_hat * hit).sum(2).clamp_min(1e-12)
-            out = held * (w / w.sum(1, keepdim=True))[:, None]
-            for name, each in (("brier", miss.sum(2)), ("rare", miss[:, :, -1]), ("log loss", -own.log())):
-                marks[name].append((each * out).sum((1, 2)))
-    beta = torch.stack(found, 1).cumsum(2)
-    beta, alpha = beta[..., 1:] / spread[:, :, None], beta[..., 0]
-    alpha = alpha - (beta * mean[:, :, None]).sum(-1)
-    scores = {name: torch.stack(values, 1) for name, values in marks.items()} if folds else {}
-    return Path(grid, Boundaries(alpha, beta), torch.stack(residuals, 1), scores)
+        l1 = ((charge if norm == "l1" else nothing) + fixed).expand(full)
+        theta, eta, residual = _solve(
+            sample, theta, l1, charge.expand(full) if norm == "l2" else nothing, enough, steps
+        )
+        below = torch.cat([torch.zeros_like(eta[:, :, :1]), eta.sigmoid(), torch.ones_like(eta[:, :, :1])], 2)
+        hat = below.diff(dim=2)
+        miss = (hat - hit).square()
+        each = miss.sum(2), miss[:, :, -1], -(hat * hit).sum(2).clamp_min(1e-12).log()
+        found.append([theta[:, -1], residual[:, -1], *((score * out).sum((1, 2)) for score in each)])
+    theta, residual, *scores = (torch.stack(values, 1) for values in zip(*found, strict=True))
+    beta = theta.cumsum(2)[..., 1:] / spread[:, :, None]
+    alpha = theta.cumsum(2)[..., 0] - (beta * mean[:, :, None]).sum(-1)
+    names = ("brier", "rare", "log loss") if folds else ()
+    return Path(grid, Boundaries(alpha, beta), residual, dict(zip(names, scores, strict=False)))
 
 
 def slope_variances(
@@ -354,9 +342,6 @@ def slope_variances(
     return 3 / (1 - shares.pow(3).sum(-1)), 1 / (rare * (1 - rare))
 
 
-TRUTHS = ("sparse", "dense", "proportional")
-
-
 def draw_truth(
     truth: str, draws: int, generator: torch.Generator, *, p: int = 10, classes: int = 3, size: float = 0.5
 ) -> Float[Tensor, "draws boundaries p"]:
@@ -367,7 +352,7 @@ def draw_truth(
     Raises:
         ValueError: an unknown truth, ``draws`` below 1, or fewer than 3 classes.
     """
-    require_one_of(TRUTHS, truth=truth)
+    require_one_of(("sparse", "dense", "proportional"), truth=truth)
     require_at_least(1, draws=draws, p=p)
     require_at_least(3, classes=classes)
     there, sign, even = (
@@ -381,24 +366,6 @@ def draw_truth(
     if truth == "proportional":
         psi[:, 1:] = 0
     return psi.cumsum(1)
-
-
-def last_intercept(
-    beta: Float[Tensor, "draws boundaries p"], rate: float, generator: torch.Generator, points: int = 2000
-) -> float:
-    r"""The $\alpha_{K-1}$ at which the last class has the share ``rate``, on average over draws and over x in the cube.
-
-    Raises:
-        ValueError: ``rate`` outside 0 to 1.
-    """
-    require_between(1e-9, 1 - 1e-9, rate=rate)
-    x = 2 * torch.rand(points, beta.shape[-1], generator=generator, dtype=beta.dtype, device=beta.device) - 1
-    tilt = beta[:, -1] @ x.mT
-    low, high = -40.0, 40.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if torch.sigmoid(-middle - tilt).mean() < rate else (middle, high)
-    return middle
 
 
 def draw_sample(
