@@ -127,7 +127,7 @@ def _step(theta: Tensor, g: Tensor, h: Tensor, l1: Tensor, l2: Tensor, tolerance
     own = h.diagonal().mT + 1e-12
     for sweep in range(1, 201):
         before = z.clone()
-        for j in range(len(z)):
+        for j in l1.isfinite().any(1).nonzero().flatten().tolist():
             pull = own[j] * z[j] - r[j]
             new = torch.copysign((pull.abs() - l1[j]).clamp_min(0), pull) / (own[j] + l2[j])
             r.addcmul_(h[j], new - z[j])
