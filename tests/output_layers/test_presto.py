@@ -1,5 +1,6 @@
 """PRESTO against statsmodels, scikit-learn, a likelihood written a second time, closed forms and limits."""
 
+import inspect
 import itertools
 import warnings
 
@@ -98,10 +99,11 @@ def test_presto_is_the_minimum_that_scipy_finds(classes, first):
         np.testing.assert_allclose(ours, alpha, atol=2e-3)
 
 
-def test_the_optimum_obeys_the_conditions_of_a_lasso():
+@pytest.mark.parametrize("differences", [1.0, 0.3])
+def test_the_optimum_obeys_the_conditions_of_a_lasso(differences):
     # autograd of the plain definition: at the optimum the gradient of a zero difference is small, else exactly lambda
     x, y = sample(draws=1, n=400)
-    path = ps.fit_path(x, y, classes=3, folds=0, strengths=5, tolerance=1e-7)
+    path = ps.fit_path(x, y, classes=3, differences=differences, folds=0, strengths=5, tolerance=1e-7)
     z = torch.tensor(standard(x[0].numpy()))
     spread = torch.tensor(x[0].numpy().std(0))
     zeros = 0
@@ -114,11 +116,33 @@ def test_the_optimum_obeys_the_conditions_of_a_lasso():
         edges = torch.cat([torch.zeros(400, 1).double(), below, torch.ones(400, 1).double()], 1)
         (-edges.diff(dim=1).gather(1, y[0][:, None]).log().mean()).backward()
         there = psi.detach().abs() > 1e-12
-        torch.testing.assert_close(psi.grad[there], -strength * psi.detach().sign()[there], atol=1e-6, rtol=0)
-        assert (psi.grad[~there].abs() <= strength + 1e-6).all()
+        price = strength * torch.tensor([[1.0], [differences]]).double().expand_as(psi)
+        torch.testing.assert_close(psi.grad[there], -(price * psi.detach().sign())[there], atol=1e-6, rtol=0)
+        assert (psi.grad[~there].abs() <= price[~there] + 1e-6).all()
         zeros += int((~there).sum())
     assert 0 < zeros < 5 * 6
     assert path.residual.max() < 1e-7
+
+
+@pytest.mark.parametrize(("classes", "first"), [(3, 1.0), (4, 1.0), (3, 0.0)])
+def test_fusion_by_squares_is_the_minimum_that_scipy_finds(classes, first):
+    # strengths at which no boundary comes near another: at weaker ones the wall would decide, and scipy knows none
+    x, y = sample(draws=1, n=200, classes=classes)
+    path = ps.fit_path(
+        x, y, classes=classes, norm="l2", first=first, folds=0, strengths=3, span=(10, 0.3), tolerance=1e-9
+    )
+    z, price = standard(x[0].numpy()), np.array([first] + [1.0] * (classes - 2))
+    for k, strength in enumerate(path.strengths[0].tolist()):
+
+        def objective(flat, strength=strength):
+            slopes = flat.reshape(classes - 1, -1)[:, 1:]
+            psi = np.diff(slopes, axis=0, prepend=0)
+            return naive_loss(flat, z, y[0].numpy(), classes) + strength / 2 * (price * (psi**2).sum(1)).sum()
+
+        start = np.zeros((classes - 1, 4))
+        start[:, 0] = np.log((share := np.bincount(y[0]).cumsum()[:-1] / 200) / (1 - share))
+        best = minimize(objective, start.ravel(), method="BFGS", options={"gtol": 1e-7}).x.reshape(classes - 1, -1)
+        np.testing.assert_allclose(path.fits.beta[0, k] * torch.tensor(x[0].numpy().std(0)), best[:, 1:], atol=1e-3)
 
 
 def test_the_ends_of_the_path():
@@ -262,6 +286,9 @@ BAD = [
     ({"span": (0.1, 1.0)}, "span"),
     ({"strengths": 0}, "strengths"),
     ({"tolerance": 0.0}, "tolerance"),
+    ({"steps": 0}, "steps"),
+    ({"folds": 1}, "folds"),
+    ({"differences": [1.0, 1.0, 1.0]}, "differences"),
     ({"weights": -torch.ones(1, 60).double()}, "weights"),
 ]
 
@@ -271,6 +298,22 @@ def test_bad_input_is_named(change, name):
     x, y = sample(draws=1, n=60, p=2)
     with pytest.raises(ValueError, match=name):
         ps.fit_path(**({"x": x, "y": y, "classes": 3, "folds": 0} | change))
+
+
+@pytest.mark.parametrize("name", ["y", "weights"])
+def test_a_row_too_few_is_named(name):
+    x, y = sample(draws=1, n=60, p=2)
+    bare = inspect.unwrap(ps.fit_path)  # without the check of shapes that the tests put around it
+    with pytest.raises(ValueError, match=f"{name} must hold one number a row"):
+        bare(
+            **({"x": x, "y": y, "classes": 3, "weights": torch.ones(1, 60).double()} | {name: torch.ones(1, 59).long()})
+        )
+
+
+def test_a_path_without_folds_has_nothing_to_choose_by():
+    x, y = sample(draws=1, n=60, p=2)
+    with pytest.raises(ValueError, match="by"):
+        ps.fit_path(x, y, classes=3, folds=0, strengths=2).chosen()
 
 
 def test_bad_simulations_are_named():

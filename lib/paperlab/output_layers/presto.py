@@ -20,6 +20,7 @@ from paperlab.checks import (
     require_at_least,
     require_between,
     require_finite,
+    require_ndim,
     require_nonnegative,
     require_one_of,
     require_positive,
@@ -94,16 +95,14 @@ class _Sample:
 
     def curvature(self, a: Tensor, b: Tensor) -> Tensor:
         """Second derivatives in theta, (draws, copies, m, m) with m = boundaries * q; never indefinite."""
-        c = a * b / (1 - a * b)
-        c = c * (1 + c)
-        up, down = (a / (1 + a).square() + c) * self.shown, (b / (1 + b).square() + c) * self.shown
-        weights = [self.member[k] * up + self.member[k + 1] * down for k in range(self.edges)]
-        weights += [-self.member[k + 1] * c * self.shown for k in range(self.edges - 1)]
-        sums = (
-            (torch.stack(weights, 2).float().flatten(1, 2) @ self.products)
-            .to(a)
-            .unflatten(1, (a.shape[1], len(weights)))
-        )
+        c = (a * b / (1 - a * b).square()).float()
+        light, heavy = a.clamp_max(1e18).float(), b.clamp_max(1e18).float()
+        up = (light / (1 + light).square() + c) * self.shown.float()
+        down = (heavy / (1 + heavy).square() + c) * self.shown.float()
+        member = [m.float() for m in self.member]
+        weights = [member[k] * up + member[k + 1] * down for k in range(self.edges)]
+        weights += [-member[k + 1] * c * self.shown.float() for k in range(self.edges - 1)]
+        sums = (torch.stack(weights, 2).flatten(1, 2) @ self.products).to(a).unflatten(1, (a.shape[1], len(weights)))
         blocks = sums.new_empty(*sums.shape[:-1], self.q, self.q)
         blocks[..., self.left, self.right] = blocks[..., self.right, self.left] = sums
         whole = blocks.new_zeros(*a.shape[:2], self.edges, self.q, self.edges, self.q)
@@ -208,7 +207,12 @@ class Path(NamedTuple):
     scores: dict[str, Float[Tensor, "draws strengths"]]
 
     def chosen(self, by: str = "brier") -> Boundaries:
-        """The fit with the least cross-validated score; of several, the one with the strongest penalty."""
+        """The fit with the least cross-validated score; of several, the one with the strongest penalty.
+
+        Raises:
+            ValueError: no such score, as after a path without folds.
+        """
+        require_one_of(self.scores, by=by)
         best = self.scores[by].argmin(1)
         each = torch.arange(len(best), device=best.device)
         return Boundaries(self.fits.alpha[each, best], self.fits.beta[each, best])
@@ -250,16 +254,27 @@ def fit_path(
 
     Raises:
         ValueError: a label outside the classes or a class without rows; features not finite, not float64 or constant;
-            an unknown method or norm; a negative factor; a span that does not fall; fewer than 1 strength.
+            an unknown method or norm; a negative factor, or not one of them for each difference; a span that does not
+            fall; a tolerance that is not positive; fewer than 1 strength or step; a single fold; ``y`` or ``weights``
+            not one number a row of ``x``; a negative weight.
     """
+    require_ndim(3, x=x)
     require_finite(x=x)
+    for name, rows in (("y", y), ("weights", weights)):
+        if rows is not None and rows.shape != x.shape[:2]:
+            raise ValueError(f"{name} must hold one number a row of x, {tuple(x.shape[:2])}, got {tuple(rows.shape)}")
     if x.dtype != torch.float64:
         raise ValueError(f"x must be float64, or the tolerance cannot be reached, got {x.dtype}")
     require_at_least(2, classes=classes)
     require_between(0, classes - 1, y=y)
     require_one_of(("presto", "proportional", "non-proportional", "logistic"), method=method)
     require_one_of(("l1", "l2", "none"), norm=norm)
-    require_at_least(1, strengths=strengths)
+    require_at_least(1, strengths=strengths, steps=steps)
+    if folds < 0 or folds == 1:
+        raise ValueError(f"folds must be 0 (no cross-validation) or 2 or more, got {folds}")
+    steep = torch.as_tensor(differences, dtype=x.dtype, device=x.device).reshape(-1, 1)
+    if len(steep) not in (1, classes - 2):
+        raise ValueError(f"differences must be one factor or {classes - 2}, one a difference, got {len(steep)}")
     if method == "logistic":
         y, classes = (y == classes - 1).long(), 2
     norm = "none" if method == "non-proportional" else norm
@@ -285,7 +300,8 @@ def fit_path(
     full = (draws, folds + 1, classes - 1, p + 1)
     factor = x.new_zeros(full[2:])
     factor[0, 1:] = first
-    factor[1:, 1:] = torch.as_tensor(differences, dtype=x.dtype, device=x.device).reshape(-1, 1)
+    if classes > 2:
+        factor[1:, 1:] = steep
     fixed = torch.zeros_like(factor)
     fixed[1:, 1:] = math.inf if method == "proportional" else 0
     charged = (factor > 0) & fixed.isfinite()
@@ -350,7 +366,7 @@ def draw_truth(
     "proportional": $\beta_1$ as in "sparse", no differences.
 
     Raises:
-        ValueError: an unknown truth, ``draws`` below 1, or fewer than 3 classes.
+        ValueError: an unknown truth, ``draws`` or ``p`` below 1, or fewer than 3 classes.
     """
     require_one_of(("sparse", "dense", "proportional"), truth=truth)
     require_at_least(1, draws=draws, p=p)
@@ -374,7 +390,7 @@ def draw_sample(
     """``n`` rows a draw: x uniform in the cube from -1 to 1, one uniform number a row that picks its class.
 
     Raises:
-        ValueError: boundaries that cross inside the sample.
+        ValueError: ``n`` below 1, or boundaries that cross inside the sample.
     """
     require_at_least(1, n=n)
     draws, _, p = truth.beta.shape
