@@ -288,7 +288,6 @@ BAD = [
     ({"tolerance": 0.0}, "tolerance"),
     ({"steps": 0}, "steps"),
     ({"folds": 1}, "folds"),
-    ({"differences": [1.0, 1.0, 1.0]}, "differences"),
     ({"weights": -torch.ones(1, 60).double()}, "weights"),
 ]
 
@@ -304,7 +303,7 @@ def test_bad_input_is_named(change, name):
 def test_a_row_too_few_is_named(name):
     x, y = sample(draws=1, n=60, p=2)
     bare = inspect.unwrap(ps.fit_path)  # without the check of shapes that the tests put around it
-    with pytest.raises(ValueError, match=f"{name} must hold one number a row"):
+    with pytest.raises(ValueError, match=f"shape of {name}"):
         bare(
             **({"x": x, "y": y, "classes": 3, "weights": torch.ones(1, 60).double()} | {name: torch.ones(1, 59).long()})
         )

@@ -9,7 +9,6 @@ is the copy: a fold, a penalty, a method on the same sample. All of them are sol
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,6 @@ from paperlab.checks import (
     require_at_least,
     require_between,
     require_finite,
-    require_ndim,
     require_nonnegative,
     require_one_of,
     require_positive,
@@ -96,13 +94,12 @@ class _Sample:
     def curvature(self, a: Tensor, b: Tensor) -> Tensor:
         """Second derivatives in theta, (draws, copies, m, m) with m = boundaries * q; never indefinite."""
         c = (a * b / (1 - a * b).square()).float()
-        light, heavy = a.clamp_max(1e18).float(), b.clamp_max(1e18).float()
-        up = (light / (1 + light).square() + c) * self.shown.float()
-        down = (heavy / (1 + heavy).square() + c) * self.shown.float()
+        a, b, shown = a.clamp_max(1e18).float(), b.clamp_max(1e18).float(), self.shown.float()
+        up, down = (a / (1 + a).square() + c) * shown, (b / (1 + b).square() + c) * shown
         member = [m.float() for m in self.member]
         weights = [member[k] * up + member[k + 1] * down for k in range(self.edges)]
-        weights += [-member[k + 1] * c * self.shown.float() for k in range(self.edges - 1)]
-        sums = (torch.stack(weights, 2).flatten(1, 2) @ self.products).to(a).unflatten(1, (a.shape[1], len(weights)))
+        weights += [-member[k + 1] * c * shown for k in range(self.edges - 1)]
+        sums = (torch.stack(weights, 2).flatten(1, 2) @ self.products).to(self.rows).unflatten(1, (-1, len(weights)))
         blocks = sums.new_empty(*sums.shape[:-1], self.q, self.q)
         blocks[..., self.left, self.right] = blocks[..., self.right, self.left] = sums
         whole = blocks.new_zeros(*a.shape[:2], self.edges, self.q, self.edges, self.q)
@@ -226,7 +223,7 @@ def fit_path(
     method: str = "presto",
     norm: str = "l1",
     first: float = 1.0,
-    differences: float | Sequence[float] = 1.0,
+    differences: float = 1.0,
     strengths: int = 12,
     span: tuple[float, float] | None = None,
     folds: int = 5,
@@ -254,15 +251,13 @@ def fit_path(
 
     Raises:
         ValueError: a label outside the classes or a class without rows; features not finite, not float64 or constant;
-            an unknown method or norm; a negative factor, or not one of them for each difference; a span that does not
+            an unknown method or norm; a negative factor; a span that does not
             fall; a tolerance that is not positive; fewer than 1 strength or step; a single fold; ``y`` or ``weights``
             not one number a row of ``x``; a negative weight.
     """
-    require_ndim(3, x=x)
     require_finite(x=x)
-    for name, rows in (("y", y), ("weights", weights)):
-        if rows is not None and rows.shape != x.shape[:2]:
-            raise ValueError(f"{name} must hold one number a row of x, {tuple(x.shape[:2])}, got {tuple(rows.shape)}")
+    w = x.new_ones(x.shape[:2]) if weights is None else weights
+    require_one_of((x.shape[:2],), **{"shape of y": y.shape, "shape of weights": w.shape})
     if x.dtype != torch.float64:
         raise ValueError(f"x must be float64, or the tolerance cannot be reached, got {x.dtype}")
     require_at_least(2, classes=classes)
@@ -270,11 +265,7 @@ def fit_path(
     require_one_of(("presto", "proportional", "non-proportional", "logistic"), method=method)
     require_one_of(("l1", "l2", "none"), norm=norm)
     require_at_least(1, strengths=strengths, steps=steps)
-    if folds < 0 or folds == 1:
-        raise ValueError(f"folds must be 0 (no cross-validation) or 2 or more, got {folds}")
-    steep = torch.as_tensor(differences, dtype=x.dtype, device=x.device).reshape(-1, 1)
-    if len(steep) not in (1, classes - 2):
-        raise ValueError(f"differences must be one factor or {classes - 2}, one a difference, got {len(steep)}")
+    require_at_least(2, **{"folds, if not 0,": folds or 2})
     if method == "logistic":
         y, classes = (y == classes - 1).long(), 2
     norm = "none" if method == "non-proportional" else norm
@@ -282,8 +273,7 @@ def fit_path(
     require_positive(tolerance=tolerance, span=span)
     if span[0] < span[1]:
         raise ValueError(f"span must fall from the strongest to the weakest, got {span}")
-    draws, n, p = x.shape
-    w = x.new_ones(draws, n) if weights is None else weights
+    draws, _, p = x.shape
     require_nonnegative(first=first, differences=differences, weights=w)
     share = torch.stack([((y == k) * w).sum(1) for k in range(classes)], 1) / w.sum(1, keepdim=True)
     if (share == 0).any():
@@ -300,8 +290,7 @@ def fit_path(
     full = (draws, folds + 1, classes - 1, p + 1)
     factor = x.new_zeros(full[2:])
     factor[0, 1:] = first
-    if classes > 2:
-        factor[1:, 1:] = steep
+    factor[1:, 1:] = differences
     fixed = torch.zeros_like(factor)
     fixed[1:, 1:] = math.inf if method == "proportional" else 0
     charged = (factor > 0) & fixed.isfinite()
@@ -329,8 +318,7 @@ def fit_path(
         theta, eta, residual = _solve(
             sample, theta, l1, charge.expand(full) if norm == "l2" else nothing, enough, steps
         )
-        below = torch.cat([torch.zeros_like(eta[:, :, :1]), eta.sigmoid(), torch.ones_like(eta[:, :, :1])], 2)
-        hat = below.diff(dim=2)
+        hat = eta.sigmoid().diff(dim=2, prepend=0 * eta[:, :, :1], append=0 * eta[:, :, :1] + 1)
         miss = (hat - hit).square()
         each = miss.sum(2), miss[:, :, -1], -(hat * hit).sum(2).clamp_min(1e-12).log()
         found.append([theta[:, -1], residual[:, -1], *((score * out).sum((1, 2)) for score in each)])
@@ -376,11 +364,9 @@ def draw_truth(
         for _ in range(3)
     )
     few = torch.where(there < 1 / 3, torch.where(sign < 0.5, -size, size), 0.0).to(even)
+    few[:, 0] = few[:, 0].abs()
     psi = (2 * even - 1) * size if truth == "dense" else few
-    if truth != "dense":
-        psi[:, 0] = psi[:, 0].abs()
-    if truth == "proportional":
-        psi[:, 1:] = 0
+    psi[:, 1:] *= truth != "proportional"
     return psi.cumsum(1)
 
 
