@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linprog
-from scipy.sparse import coo_array
+from scipy.sparse import block_diag, coo_array
 from scipy.sparse.csgraph import shortest_path
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
@@ -113,7 +113,8 @@ def advantage(distances: Float[Tensor, "observed labels"]) -> Float[Tensor, " la
     w_\lambda \ge 0,\ \sum_\lambda w_\lambda = 1 .$$
 
     Above 0, $y$ is *the* Fréchet mean for some weights; at 0 it is one at best together with others; below, never. The
-    labels at 0 or above are the locus of the observed ones. One linear program a label.
+    labels at 0 or above are the locus of the observed ones. One linear program a label, all solved as one: they share no
+    variable, and the sum of the advantages is largest where each of them is.
 
     Raises:
         ValueError: fewer than 2 labels, nothing observed, or a distance that is negative or not finite.
@@ -123,14 +124,19 @@ def advantage(distances: Float[Tensor, "observed labels"]) -> Float[Tensor, " la
     require_at_least(2, **{"number of labels in distances": distances.shape[1]})
     square = distances.double().square().cpu().numpy().T  # (labels, observed)
     observed = square.shape[1]
-    goal, one = np.r_[np.zeros(observed), -1.0], np.r_[np.ones(observed), 0.0][None]
-    bounds = [(0, None)] * observed + [(None, None)]
-    found = []
-    for y, own in enumerate(square):
-        behind = np.delete(own - square, y, 0)
-        table = np.c_[behind, np.ones(len(behind))]  # w · (own - other) + advantage <= 0
-        found.append(-linprog(goal, table, np.zeros(len(table)), one, [1.0], bounds).fun)
-    return torch.tensor(found, dtype=torch.float64, device=distances.device)
+    weights = np.r_[np.ones(observed), 0.0]
+    behind = [np.delete(own - square, y, 0) for y, own in enumerate(square)]
+    blocks = [np.c_[rows, np.ones(len(rows))] for rows in behind]  # w · (own - other) + advantage <= 0
+    solved = linprog(
+        np.tile(weights - 1, len(square)),
+        block_diag(blocks, format="csr"),
+        np.zeros(len(square) * (len(square) - 1)),
+        block_diag([weights] * len(square), format="csr"),
+        np.ones(len(square)),
+        ([(0, None)] * observed + [(None, None)]) * len(square),
+    )
+    found = solved.x.reshape(len(square), observed + 1)[:, -1]
+    return torch.as_tensor(found.copy(), device=distances.device)
 
 
 def tree_locus(distances: Float[Tensor, "nodes nodes"], observed: Sequence[int]) -> Bool[Tensor, " nodes"]:
@@ -271,7 +277,10 @@ def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tupl
     require_positive(penalties=penalties)
     best, search = None, {}
     for c in penalties:
-        model = LogisticRegression(C=c, tol=1e-3, max_iter=300).fit(*train)
+        model = LogisticRegression(C=c, tol=1e-3, max_iter=300, warm_start=True)
+        if best is not None:  # begins where the last one ended
+            model.coef_, model.intercept_ = best.coef_.copy(), best.intercept_.copy()
+        model.fit(*train)
         column = np.searchsorted(model.classes_, valid.labels)
         log_p = model.predict_log_proba(valid.features)[np.arange(len(column)), column]
         search[c] = -float(log_p.mean())
@@ -281,22 +290,39 @@ def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tupl
     return best, search
 
 
-def fit_prototypes(train: Part, valid: Part, penalties: Sequence[float]) -> tuple[LinearDiscriminantAnalysis, Search]:
-    """The nearest class mean, in the metric of the covariance within the classes, shrunk by a share of ``penalties``.
+class Prototypes(NamedTuple):
+    """Class means, and the whitening under which the nearest of them is looked for."""
 
-    Chosen as in `fit_classifier`, among all of them.
+    classes: Int[np.ndarray, " observed"]
+    means: Float[np.ndarray, "observed features"]
+    whitening: Float[np.ndarray, "features features"]
+
+    def probabilities(self, features: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n observed"]:
+        """What normal classes of one covariance and equal frequency would make likely."""
+        x, means = features @ self.whitening, self.means @ self.whitening
+        return softmax(x @ means.T - (means**2).sum(1) / 2, axis=1)  # the square of x is common to all classes
+
+
+def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[Prototypes, Search]:
+    r"""The nearest class mean in the metric of $((1 - s) S + s \bar\sigma^2 I)^{-1}$, $S$ the covariance within classes.
+
+    The share $s$ is the one of ``shares`` with the least log loss on ``valid``; $\bar\sigma^2$ is the mean variance.
 
     Raises:
-        ValueError: no share, or one outside 0 to 1.
+        ValueError: no share, or one outside 0.001 to 1.
     """
-    require_nonempty(penalties=penalties)
-    require_between(0, 1, penalties=penalties)
-    models, search = {}, {}
-    for share in penalties:
-        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=share).fit(*train)
-        column = np.searchsorted(model.classes_, valid.labels)
-        log_p = np.log(model.predict_proba(valid.features)[np.arange(len(column)), column] + 1e-12)
-        models[share], search[share] = model, -float(log_p.mean())
+    require_nonempty(shares=shares)
+    require_between(0.001, 1, shares=shares)
+    classes, index = np.unique(train.labels, return_inverse=True)
+    member = np.eye(len(classes))[index]
+    means = member.T @ train.features / member.sum(0)[:, None]
+    rest = train.features - means[index]
+    variances, axes = np.linalg.eigh(rest.T @ rest / len(rest))
+    column, models, search = np.searchsorted(classes, valid.labels), {}, {}
+    for s in shares:
+        models[s] = Prototypes(classes, means, axes / np.sqrt((1 - s) * variances + s * variances.mean()))
+        p = models[s].probabilities(valid.features)[np.arange(len(column)), column]
+        search[s] = -float(np.log(p + 1e-12).mean())
     return models[min(search, key=search.get)], search
 
 
