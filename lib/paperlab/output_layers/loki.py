@@ -113,8 +113,8 @@ def advantage(distances: Float[Tensor, "observed labels"]) -> Float[Tensor, " la
     w_\lambda \ge 0,\ \sum_\lambda w_\lambda = 1 .$$
 
     Above 0, $y$ is *the* Fréchet mean for some weights; at 0 it is one at best together with others; below, never. The
-    labels at 0 or above are the locus of the observed ones. One linear program a label, all solved as one: they share no
-    variable, and the sum of the advantages is largest where each of them is.
+    labels at 0 or above are the locus of the observed ones. One linear program a label, all solved as one: they share
+    no variable, and the sum of the advantages is largest where each of them is.
 
     Raises:
         ValueError: fewer than 2 labels, nothing observed, or a distance that is negative or not finite.
@@ -131,7 +131,7 @@ def advantage(distances: Float[Tensor, "observed labels"]) -> Float[Tensor, " la
         np.tile(weights - 1, len(square)),
         block_diag(blocks, format="csr"),
         np.zeros(len(square) * (len(square) - 1)),
-        block_diag([weights] * len(square), format="csr"),
+        block_diag([weights[None]] * len(square), format="csr"),
         np.ones(len(square)),
         ([(0, None)] * observed + [(None, None)]) * len(square),
     )
@@ -304,7 +304,7 @@ class Prototypes(NamedTuple):
 
 
 def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[Prototypes, Search]:
-    r"""The nearest class mean in the metric of $((1 - s) S + s \bar\sigma^2 I)^{-1}$, $S$ the covariance within classes.
+    r"""The nearest class mean in the metric of $((1 - s) S + s \bar\sigma^2 I)^{-1}$, $S$ the classes' covariance.
 
     The share $s$ is the one of ``shares`` with the least log loss on ``valid``; $\bar\sigma^2$ is the mean variance.
 
