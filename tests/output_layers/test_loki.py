@@ -253,6 +253,12 @@ D = torch.ones(2, 3, dtype=torch.float64)
         (lambda: lk.pooled_maps(ResNet(2), torch.zeros(0, 3, 16, 16)), "pictures"),
         (lambda: lk.fit_classifier(*parts(), []), "penalties"),
         (lambda: lk.fit_prototypes(*parts(), [1.5]), "shares"),
+        (lambda: lk.fit_classifier(parts(side=2)[0], parts()[1], [1.0]), "valid"),
+        (lambda: lk.fit_prototypes(parts(side=2)[0], parts()[1], [1.0]), "valid"),
+        (lambda: lk.nearest_place(np.zeros((1, 2)), 0), "side"),
+        (lambda: lk.nearest_place(np.full((1, 2), np.nan), 3), "points"),
+        (lambda: lk.mean_square(torch.zeros(0).long(), torch.zeros(0).long(), D), "answers"),
+        (lambda: lk.relabelled(torch.zeros(3, 3), torch.tensor([0, 1, 1])), "order"),
         (lambda: lk.fit_coordinates(*parts(), [0.0], 3, lk.grid_distances(3, 3)), "penalties"),
     ],
 )

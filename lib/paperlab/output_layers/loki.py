@@ -102,7 +102,12 @@ def frechet_mean(
 
 
 def mean_square(answers: Int[Tensor, "*batch"], truth: Int[Tensor, "*batch"], distances: Tensor) -> float:
-    r"""The score: $\mathbb E[d(y, \hat y)^2]$."""
+    r"""The score: $\mathbb E[d(y, \hat y)^2]$.
+
+    Raises:
+        ValueError: no answer.
+    """
+    require_nonempty(answers=answers)
     return distances[truth, answers].square().mean().item()
 
 
@@ -191,7 +196,13 @@ def grow(
 
 
 def relabelled(distances: Float[Tensor, "labels labels"], order: Int[Tensor, " labels"]) -> Tensor:
-    """A metric of the same shape whose labels have changed places: $d'(a, b) = d(\\pi(a), \\pi(b))$."""
+    r"""A metric of the same shape whose labels have changed places: $d'(a, b) = d(\pi(a), \pi(b))$.
+
+    Raises:
+        ValueError: ``order`` does not hold every label once.
+    """
+    if order.sort().values.tolist() != list(range(len(distances))):
+        raise ValueError("order must hold every label once")
     return distances[order][:, order]
 
 
@@ -265,23 +276,30 @@ class Part(NamedTuple):
 Search = dict[float, float]  # penalty to score on held-out pictures, lower is better
 
 
+def _columns(classes: Int[np.ndarray, " observed"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Where each label stands among the sorted classes."""
+    if not np.isin(labels, classes).all():
+        raise ValueError("valid must hold no label that train lacks")
+    return np.searchsorted(classes, labels)
+
+
 def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tuple[LogisticRegression, Search]:
     """Logistic regression on observed classes, with the C that has the least log loss on other pictures of them.
 
     The search goes through ``penalties`` in their order and ends where the log loss rises.
 
     Raises:
-        ValueError: no penalty, or one that is not positive.
+        ValueError: no penalty, one that is not positive, or a label in ``valid`` that ``train`` lacks.
     """
     require_nonempty(penalties=penalties)
     require_positive(penalties=penalties)
-    best, search = None, {}
+    best, search, single = None, {}, train.features.astype(np.float32)  # the tolerance is coarser than that
     for c in penalties:
         model = LogisticRegression(C=c, tol=1e-3, max_iter=300, warm_start=True)
         if best is not None:  # begins where the last one ended
             model.coef_, model.intercept_ = best.coef_.copy(), best.intercept_.copy()
-        model.fit(*train)
-        column = np.searchsorted(model.classes_, valid.labels)
+        model.fit(single, train.labels)
+        column = _columns(model.classes_, valid.labels)
         log_p = model.predict_log_proba(valid.features)[np.arange(len(column)), column]
         search[c] = -float(log_p.mean())
         if best is not None and search[c] >= min(list(search.values())[:-1]):
@@ -309,7 +327,7 @@ def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[P
     The share $s$ is the one of ``shares`` with the least log loss on ``valid``; $\bar\sigma^2$ is the mean variance.
 
     Raises:
-        ValueError: no share, or one outside 0.001 to 1.
+        ValueError: no share, one outside 0.001 to 1, or a label in ``valid`` that ``train`` lacks.
     """
     require_nonempty(shares=shares)
     require_between(0.001, 1, shares=shares)
@@ -318,7 +336,7 @@ def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[P
     means = member.T @ train.features / member.sum(0)[:, None]
     rest = train.features - means[index]
     variances, axes = np.linalg.eigh(rest.T @ rest / len(rest))
-    column, models, search = np.searchsorted(classes, valid.labels), {}, {}
+    column, models, search = _columns(classes, valid.labels), {}, {}
     for s in shares:
         models[s] = Prototypes(classes, means, axes / np.sqrt((1 - s) * variances + s * variances.mean()))
         p = models[s].probabilities(valid.features)[np.arange(len(column)), column]
@@ -327,7 +345,13 @@ def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[P
 
 
 def nearest_place(points: Float[np.ndarray, "n 2"], side: int) -> Int[np.ndarray, " n"]:
-    """The label on a grid of ``side`` by ``side`` that is nearest to each point (row, column)."""
+    """The label on a grid of ``side`` by ``side`` that is nearest to each point (row, column).
+
+    Raises:
+        ValueError: ``side`` below 1, or a point that is not finite.
+    """
+    require_at_least(1, side=side)
+    require_finite(points=points)
     row, column = np.clip(np.rint(points), 0, side - 1).astype(int).T
     return row * side + column
 
