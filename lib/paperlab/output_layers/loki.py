@@ -252,7 +252,7 @@ def label_pictures(
 
 
 @torch.no_grad()
-def pooled_maps(net: ResNet, pictures: Float[Tensor, "n 3 h w"], batch: int = 256) -> Float[Tensor, "n features"]:
+def pooled_maps(net: ResNet, pictures: Float[Tensor, "n 3 h w"], batch: int = 128) -> Float[Tensor, "n features"]:
     """Mean and largest value over the picture of every channel, at every depth of a residual network.
 
     Raises:
