@@ -118,6 +118,13 @@ def test_citations_resolve(paper):
     assert cited <= known
 
 
+def test_every_reference_has_what_the_rendering_needs():
+    entries = re.findall(r"@\w+\{([^,]+),(.*?)\n\}", (ROOT / "book" / "references.bib").read_text(), re.DOTALL)
+    for key, fields in entries:
+        assert {"title", "author", "year"} <= set(re.findall(r"^\s*(\w+)\s*=", fields, re.MULTILINE)), key
+    assert len(entries) >= len(PAGES)
+
+
 def imports_of(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
