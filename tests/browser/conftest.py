@@ -81,9 +81,7 @@ class Opened:
         page, note = self.page, self.troubles.append
         page.on("console", lambda m: note(f"console: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda e: note(f"exception: {e}"))
-        # A request is aborted when a click leaves the page before its icon has come: no fault of the page.
-        left = "net::ERR_ABORTED"
-        page.on("requestfailed", lambda r: note(f"failed: {r.url} {r.failure}") if r.failure != left else None)
+        page.on("requestfailed", lambda r: note(f"failed: {r.url} {r.failure}"))
         page.on("response", lambda r: note(f"status {r.status}: {r.url}") if r.status >= 400 else None)
         page.on("request", lambda r: note(f"third party: {r.url}") if self._foreign(r.url) else None)
 

@@ -29,6 +29,12 @@ def wait_for_frame(page, box, test: str, alt: str) -> None:
     page.wait_for_function(f"([box, alt]) => ({VISIBLE})(box)[0] {test} alt", arg=[box.element_handle(), alt])
 
 
+def follow(page, link) -> None:
+    """Click a link once everything that the page asked for is there: a request that is cut off counts as failed."""
+    page.wait_for_load_state("networkidle")
+    link.click()
+
+
 @pytest.mark.parametrize("name", pages())
 def test_page_works_offline(visit, name):
     """No console error, no failed or foreign request (the fixture says so), mathematics typeset, pictures there."""
@@ -158,15 +164,15 @@ def test_navigation(visit):
     assert "skip" in page.evaluate("() => document.activeElement.textContent").lower()
     card = page.locator(".paperlab-cards a").first
     wanted = card.get_attribute("href")
-    card.click()
+    follow(page, card)
     page.wait_for_url(f"**/{wanted}")
     assert page.locator(".bd-sidebar-primary a.current").is_visible()
     heading = page.locator("h1:visible").inner_text()
-    page.locator(".prev-next-area .right-next").click()
+    follow(page, page.locator(".prev-next-area .right-next"))
     page.wait_for_function("old => document.querySelector('article h1')?.innerText !== old", arg=heading)
-    page.locator(".bd-sidebar-primary a", has_text="The ledger").click()
+    follow(page, page.locator(".bd-sidebar-primary a", has_text="The ledger"))
     page.wait_for_url("**/ledger.html")
-    page.locator(".bd-sidebar-primary a.navbar-brand").click()
+    follow(page, page.locator(".bd-sidebar-primary a.navbar-brand"))
     page.wait_for_url("**/index.html")
 
 
@@ -174,10 +180,10 @@ def test_a_page_and_its_api_lead_to_each_other(visit):
     """From a paper to its module, to the source and the tests there, and back."""
     name = papers()[0]
     page = visit(name).page
-    page.locator(".paperlab-byline a", has_text="library").first.click()
+    follow(page, page.locator(".paperlab-byline a", has_text="library").first)
     page.wait_for_url("**/api/**")
     assert page.locator("h2", has_text="Source").count() == 1
-    page.locator(f'.paperlab-byline a[href*="{name}"]').click()
+    follow(page, page.locator(f'.paperlab-byline a[href*="{name}"]'))
     page.wait_for_url(f"**/{name}*")
     with page.expect_download() as download:
         page.locator(".paperlab-byline a", has_text="notebook").click()
