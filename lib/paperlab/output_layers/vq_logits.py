@@ -73,7 +73,7 @@ def kmeans(
 ) -> Int[Tensor, " vocab"]:
     r"""The paper's default map: $\min_{c, C} \sum_v p_v \|w_v - C_{c(v)}\|^2$ by Lloyd's iteration from ``picks``.
 
-    Stops when no row moves, when the sum falls by less than ``tolerance``, a share of itself, or after ``iterations``.
+    Stops when the sum falls no more, or by less than ``tolerance``, a share of itself, or after ``iterations``.
     A cluster that has lost its last row takes the one that is farthest from its mean. ``weights`` are the $p_v$; the
     default is 1 for every token.
 
@@ -88,17 +88,14 @@ def kmeans(
     require_at_least(1, iterations=iterations)
     require_nonnegative(tolerance=tolerance)
     require_finite(rows=rows)
-    codes, code_of, before = len(picks), None, math.inf
-    lengths, centres = rows.square().sum(1), rows[picks]
+    codes, before, lengths, centres = len(picks), math.inf, rows.square().sum(1), rows[picks]
     for _ in range(iterations):
         distance, found = torch.addmm(centres.square().sum(1), rows, centres.mT, alpha=-2).min(1)
         for k in (found.bincount(minlength=codes) == 0).nonzero().flatten():
             shared = found.bincount(minlength=codes)[found] > 1
             found[torch.where(shared, distance + lengths, -math.inf).argmax()] = k
-        if code_of is not None and (found == code_of).all():
-            break
         code_of, now = found, float(weights @ (distance + lengths))
-        if now > (1 - tolerance) * before:
+        if now >= (1 - tolerance) * before:
             break
         before = now
         centres = code_means(rows, code_of[None], codes, weights)[0]
@@ -158,50 +155,28 @@ def code_means(
     return sums[..., :-1] / sums[..., -1:].clamp_min(1e-30)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy with the classes before the batch, as all through this module: a scatter then copies whole rows.
-
-    Along this axis torch's own takes twice as long. What forward keeps is the softmax, up to its denominator.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, scores: Float[Tensor, "copies classes batch"], wanted: Int[Tensor, "copies batch"]
-    ) -> Float[Tensor, "copies batch"]:
-        top = scores.amax(1, keepdim=True)
-        p = (scores - top).exp_()
-        total = p.sum(1, keepdim=True)
-        ctx.save_for_backward(p, total, wanted[:, None])
-        return (total.log() + top - scores.gather(1, wanted[:, None]))[:, 0]
-
-    @staticmethod
-    def backward(ctx, grad: Float[Tensor, "copies batch"]) -> tuple[Float[Tensor, "copies classes batch"], None]:
-        p, total, wanted = ctx.saved_tensors
-        grad = grad[:, None]
-        return (p * (grad / total)).scatter_add_(1, wanted, -grad), None
-
-
-_loss = _CrossEntropy.apply
-
-
-def _flat(code_of: Int[Tensor, "copies vocab"], codes: int) -> Int[Tensor, " all"]:
-    """Which row each token of each copy reads, all codebooks stacked."""
-    return (code_of + codes * torch.arange(len(code_of), device=code_of.device)[:, None]).flatten()
+def _loss(
+    scores: Float[Tensor, "copies classes batch"],
+    wanted: Int[Tensor, "copies batch"] | Float[Tensor, "copies classes batch"],
+) -> Float[Tensor, "copies batch"]:
+    """Cross-entropy. Classes come before the batch all through the module: a scatter then copies whole rows."""
+    return F.cross_entropy(scores, wanted, reduction="none")
 
 
 def _scatter(
     rows: Float[Tensor, "copies codes n"], code_of: Int[Tensor, "copies vocab"]
 ) -> Float[Tensor, "copies vocab n"]:
     """From codes to tokens: every token gets the row of its code."""
-    return rows.flatten(0, 1).index_select(0, _flat(code_of, rows.shape[1])).unflatten(0, code_of.shape)
+    return torch.stack([own.index_select(0, c) for own, c in zip(rows, code_of, strict=True)])
 
 
 def _gather(
     rows: Float[Tensor, "copies vocab n"], code_of: Int[Tensor, "copies vocab"], codes: int
 ) -> Float[Tensor, "copies codes n"]:
     """From tokens to codes: the sum of the rows that read a code. The transpose of `_scatter`."""
-    sums = rows.new_zeros(len(rows) * codes, rows.shape[2])
-    return sums.index_add_(0, _flat(code_of, codes), rows.flatten(0, 1)).unflatten(0, (-1, codes))
+    return torch.stack(
+        [own.new_zeros(codes, own.shape[1]).index_add(0, c, own) for own, c in zip(rows, code_of, strict=True)]
+    )
 
 
 class VQLogits(nn.Module):
@@ -256,8 +231,7 @@ class VQLogits(nn.Module):
         self, states: Float[Tensor, "copies batch d"], tokens: Int[Tensor, "copies batch"]
     ) -> Float[Tensor, "copies batch"]:
         r"""$-\log P(c(v)) = \log \sum_k n_k e^{\ell_k} - \ell_{c(v)} - \log n_{c(v)}$: not yet the loss of a token."""
-        scores = torch.baddbmm(self.log_mass()[..., None], self.codebook, states.mT)
-        return _loss(scores, self.code_of.gather(1, tokens))
+        return _loss(self.codebook @ states.mT + self.log_mass()[..., None], self.code_of.gather(1, tokens))
 
     def within_nll(self, tokens: Int[Tensor, "copies batch"]) -> Float[Tensor, "copies batch"]:
         r"""$-\log P(v \mid c(v))$: $\log n_{c(v)}$ in the pure form, in which no state can change it."""
@@ -290,9 +264,8 @@ class VQLogits(nn.Module):
             ValueError: a head that is not pure.
         """
         self._require_pure()
-        summed = _gather(teacher.mT, self.code_of, self.codebook.shape[1])
         scores = torch.baddbmm(self.log_mass()[..., None], self.codebook, states.mT)
-        return F.cross_entropy(scores, summed, reduction="none")
+        return _loss(scores, _gather(teacher.mT, self.code_of, self.codebook.shape[1]))
 
     @torch.no_grad()
     def with_unigram(self, counts: Float[Tensor, " vocab"], smoothing: float) -> "VQLogits":
@@ -376,22 +349,16 @@ class StraightThrough(nn.Module):
         scores = torch.baddbmm(counts.log(), self.codebook + (means - means.detach()), states.mT)
         every = tokens[..., None].expand_as(states)
         own = self.rows.gather(1, every)
-        own = own + (read.gather(1, every) - own).detach()
-        loss = scores.logsumexp(1) - (states * own).sum(2)
+        loss = scores.logsumexp(1) - (states * (own + (read.gather(1, every) - own).detach())).sum(2)
         if not self.training:
             return loss
-        commit = (self.rows - read).square().sum(2).mean(1)
         with torch.no_grad():
             self.counts.lerp_(counts[..., 0], 1 - self.decay)
             self.sums.lerp_(sums, 1 - self.decay)
-            alive = self.counts[..., None] > 1e-3
-            self.codebook = torch.where(alive, self.sums / self.counts[..., None].clamp_min(1e-3), self.codebook)
-        return loss + self.commitment * commit[:, None]
-
-
-def _principal(rows: Float[Tensor, "n d"], rank: int) -> Float[Tensor, "d rank"]:
-    """The directions onto which the rows can be projected with the least loss, from a matrix of d times d numbers."""
-    return torch.linalg.eigh(rows.mT @ rows)[1][:, -rank:]
+            self.codebook = torch.where(
+                self.counts[..., None] > 1e-3, self.sums / self.counts[..., None].clamp_min(1e-3), self.codebook
+            )
+        return loss + self.commitment * (self.rows - read).square().sum(2).mean(1)[:, None]
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -429,8 +396,8 @@ class AdaptiveSoftmax(nn.Module):
         """Loss of the door for a tail token, plus its loss behind the door."""
         n, rank = self.head.shape[1] - 1, self.rank_of[tokens]
         first = _loss(self.head @ states.mT, rank.clamp_max(n))
-        late = rank >= n  # only these have to be sought in the tail, and that is what makes it quick
-        late, at = late.byte().topk(int(late.sum(1).max()))
+        # Only tokens of the tail have to be sought there, and that is what makes it quick.
+        late, at = (rank >= n).byte().topk(int((rank >= n).sum(1).max()))
         inner = (states @ self.down.mT).gather(1, at[..., None].expand(-1, -1, self.down.shape[1]))
         second = _loss(self.up @ inner.mT, (rank.gather(1, at) - n).clamp_min(0))
         return first.scatter_add(1, at, late * second)
@@ -455,10 +422,11 @@ class AdaptiveSoftmax(nn.Module):
         require_between(1, len(rows) - 1, n=n)
         require_between(1, min(rows.shape[1], len(rows) - n), q=q)
         ranked = torch.empty_like(rows).index_copy_(0, rank_of, rows)
-        main = _principal(ranked[n:], q)
+        up, down, _ = low_rank(F.pad(ranked[n:], (0, 1)), q)
         door = torch.linalg.lstsq(states, (states @ ranked[n:].mT).logsumexp(1, keepdim=True)).solution.mT
-        parts = torch.cat([ranked[:n], door]), main.mT, ranked[n:] @ main
-        return cls(rank_of, *(part.expand(copies, *part.shape) for part in parts))
+        return cls(
+            rank_of, *(part.expand(copies, *part.shape) for part in (torch.cat([ranked[:n], door]), down[:, :-1], up))
+        )
 
 
 def whitened(
@@ -496,7 +464,7 @@ def low_rank(
         ValueError: a rank below 1 or of more than there is.
     """
     require_between(1, rows.shape[1] - 1, rank=rank)
-    main = _principal(rows[:, :-1], rank)
+    main = torch.linalg.eigh(rows[:, :-1].mT @ rows[:, :-1])[1][:, -rank:]
     return rows[:, :-1] @ main, F.pad(main.mT, (0, 1)), rows[:, -1]
 
 
@@ -540,9 +508,8 @@ def least_floor(chances: Float[np.ndarray, " vocab"], most: int) -> Float[np.nda
     require_between(1, len(chances), most=most)
     if abs(chances.sum() - 1) > 1e-6:
         raise ValueError(f"chances must sum to 1, got {chances.sum()}")
-    mass = np.concatenate([[0], np.sort(chances)[::-1].cumsum()]).astype(np.float32)
     at = np.append(np.arange(np.count_nonzero(chances) + 1), len(chances))  # no cut between tokens that never come
-    mass = mass[at]
+    mass = np.concatenate([[0], np.sort(chances)[::-1].cumsum()]).astype(np.float32)[at]
     length = np.maximum(at[None] - at[:, None], 1)  # of the last cluster, from the row's place to the column's
     cost = np.where(at[None] > at[:, None], (mass[None] - mass[:, None]) * np.log(length), np.inf).astype(np.float32)
     best, found = cost[0], [cost[0, -1]]
