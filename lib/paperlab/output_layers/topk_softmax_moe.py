@@ -22,7 +22,8 @@ ORDER = {0: 1, 1: 1, 2: 4, 3: 6}  # r-bar by the number of experts in a cell; fr
 BOX = {"gate_bias": (-3.0, 3.0), "gate_slope": (-8.0, 8.0), "line": (-5.0, 5.0), "sd": (0.2, 2.0)}
 LEAST = 1e-300  # no density is taken to be smaller: an observation that all experts miss by 35 deviations
 TIE = 1e-6  # gate slopes closer than this count as tied
-CHUNK = 6_000  # observations handled at a time, so that the scores stay in the cache
+CHUNK = 20_000  # observations handled at a time
+SCREENED = 1_000  # observations on which rival starts are compared at first
 
 
 class Experts(NamedTuple):
@@ -125,23 +126,51 @@ def _parts(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool) -> 
 
 
 def scores(
-    e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False, room: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""$\log g$, (copies, n), and its derivative in every parameter, (copies, k p, n), regions held as they are.
+    e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False, counts: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r"""$\log g$, (copies, n), and its derivative in every parameter, (copies, k, p, n), regions held as they are.
 
     With the responsibility $r_i$ of expert i for y and its gate $\pi_i$: $(r_i - \pi_i) z$ for the gate,
     $r_i u_i z / s_i$ for the mean, $r_i (u_i^2 - 1)$ for $\log s_i$, where $u_i = (y - b_i - a_i^\top x) / s_i$.
-    ``room`` is memory to write into, so that a loop need not ask for it anew.
+    Then $\pi$, r and u, (copies, k, n). All but u are times ``counts``, (copies, 1, n).
     """
     gate, joint, u = _parts(e, z, y, selected, with_bias)
-    total = joint.sum(1, keepdim=True).clamp_min(LEAST)
-    r, d1 = joint / total, z.shape[1]
-    pulled, shape = r * u, (*r.shape[:2], 2 * d1 + 1, r.shape[2])
-    found = r.new_empty(shape) if room is None else room[: math.prod(shape)].view(shape)
+    total, d1 = joint.sum(1, keepdim=True).clamp_min(LEAST), z.shape[1]
+    gate, r = gate * counts, joint * (counts / total)
+    found = r.new_empty(*r.shape[:2], 2 * d1 + 1, r.shape[2])
     torch.mul((r - gate)[:, :, None], z[:, None], out=found[:, :, :d1])
-    torch.mul((pulled * (-e.log_sd).exp()[..., None])[:, :, None], z[:, None], out=found[:, :, d1 : 2 * d1])
-    torch.sub(pulled * u, r, out=found[:, :, -1])
-    return total[:, 0].log(), found.flatten(1, 2)
+    torch.mul((r * u * (-e.log_sd).exp()[..., None])[:, :, None], z[:, None], out=found[:, :, d1 : 2 * d1])
+    torch.mul(r, u.square() - 1, out=found[:, :, -1])
+    return (total.log() * counts)[:, 0], found, gate, r, u
+
+
+def curvature(
+    e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False, counts: Tensor | float = 1.0
+) -> tuple[Tensor, ...]:
+    r"""Sums over the observations: $\log g$, its scores s, $s s^\top$, and minus the second derivative of $\log g$.
+
+    The last is $s s^\top + s \tilde\pi^\top + \tilde\pi s^\top$, where $\tilde\pi$ has $\pi_i z$ in the gates' places
+    and 0 elsewhere, and a block for each expert by itself: $\pi_i z z^\top - r_i f^{-1} \partial^2 f$, where f is
+    $e^{\beta_{0i} + \beta_{1i}^\top x}$ times its normal density. An observation with ``counts``, (copies, 1, n),
+    equal to 0 is none.
+    """
+    value, s, gate, r, u = scores(e, z, y, selected, with_bias, counts)
+    (copies, k, p, _), d1, rows = s.shape, z.shape[1], s.flatten(1, 2)
+    outer, cross = rows @ rows.mT, rows @ (gate[:, :, None] * z[:, None]).flatten(1, 2).mT
+    whole, cross = outer.view(copies, k, p, k, p).clone(), cross.view(copies, k, p, k, d1)
+    whole[..., :d1] += cross
+    whole[:, :, :d1] += cross.permute(0, 3, 4, 1, 2)
+
+    by_z = (rows @ z.mT).view(copies, k, p, d1)
+    wide, tail = s[:, :, -1], u.square() - 3  # r (u² - 1), and
+    spread = ((wide[:, :, None] * z[:, None]).flatten(1, 2) @ z.mT).view(copies, k, d1, d1)
+    own = -torch.cat([by_z, s.new_zeros(copies, k, p, p - d1)], -1)  # the columns of the gate, the others follow
+    own[:, :, :d1, d1:] = own[:, :, d1:, :d1].mT
+    own[:, :, d1:-1, d1:-1] = -spread * (-2 * e.log_sd).exp()[..., None, None]
+    own[:, :, d1:-1, -1] = own[:, :, -1, d1:-1] = -(s[:, :, d1] * tail) @ z.mT
+    own[:, :, -1, -1] = 2 * r.sum(2) - (wide * tail).sum(2)
+    whole.diagonal(dim1=1, dim2=3).add_(own.permute(0, 2, 3, 1))
+    return value.sum(1), by_z[..., 0].flatten(1), outer, whole.view(copies, k * p, k * p)
 
 
 def draw(
@@ -165,9 +194,10 @@ def draw(
 def _climb(
     measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance: float, edges: Sequence[int] = ()
 ) -> tuple[Tensor, ...]:
-    """Damped scoring, one damping a copy: (information + damping) step = gradient, kept only where the value rises.
+    """Damped Newton, one damping a copy: (curvature + damping) step = gradient, kept only where the value rises.
 
-    ``measure(theta, rows)`` gives value, gradient and information of those copies; ``free`` says what may move. With
+    ``measure(theta, rows)`` gives value, gradient, information and curvature of those copies: minus the second
+    derivative, in whose place the information stands where that is not positive. ``free`` says what may move. With
     one feature the regions depend on the order of the gates' slopes alone: ``edges`` are the places in that order
     across which no step may go. A maximum may lie on an edge, where two slopes tie and can only move together.
     """
@@ -178,7 +208,7 @@ def _climb(
     eye = torch.eye(k * p, dtype=theta.dtype, device=theta.device)
     damping, blocked = theta.new_full((copies,), 1e-2), torch.zeros(copies, 1, dtype=torch.bool, device=theta.device)
     everyone = torch.arange(copies, device=theta.device)
-    value, slope, info = measure(theta.view(copies, k, p), everyone)
+    value, slope, info, curve = measure(theta.view(copies, k, p), everyone)
 
     def allowed(rows: Tensor, blocked: Tensor | bool = False) -> Tensor:
         """Projection on the directions that leave neither the box nor the regions, (rows, k p, k p)."""
@@ -213,7 +243,8 @@ def _climb(
             break
         may, scale = allowed(rows, blocked[rows]), info[rows].diagonal(dim1=1, dim2=2)
         lifted = damping[rows, None] * (scale + 1e-3 * scale.mean(1, keepdim=True)) + 1e-12
-        matrix = may @ (info[rows] + torch.diag_embed(lifted)) @ may + eye - may
+        matrix, safe = (may @ (m[rows] + torch.diag_embed(lifted)) @ may + eye - may for m in (curve, info))
+        matrix = torch.where(torch.linalg.cholesky_ex(matrix).info[:, None, None] > 0, safe, matrix)
         step = torch.linalg.solve(matrix, (may @ slope[rows][..., None])[..., 0])
         new = torch.where(free[rows], (theta[rows] + step).clamp(low, high), theta[rows])
         if len(edges):
@@ -223,7 +254,7 @@ def _climb(
         better = found[0] > value[rows]
         kept = rows[better]
         theta[kept] = new[better]
-        value[kept], slope[kept], info[kept] = (part[better] for part in found)
+        value[kept], slope[kept], info[kept], curve[kept] = (part[better] for part in found)
         damping[rows] = torch.where(better, damping[rows] / 4, damping[rows] * 5).clamp(1e-9, 1e9)
     return theta.view(copies, k, p), value, steepness()
 
@@ -231,6 +262,55 @@ def _climb(
 def _edges(k: int, selected: int, features: int, with_bias: bool = False) -> list[int]:
     """Places in the order of k slopes where a swap changes what is selected left or right of 0."""
     return sorted({selected, k - selected} - {0, k}) if features == 1 and not with_bias else []
+
+
+def _active(theta: Float[Tensor, "copies k p"], selected: int) -> Int[Tensor, "copies 2 selected"]:
+    """With one feature: the experts that are active left and right of 0."""
+    ends = columns(theta.new_tensor([[[-1.0], [1.0]]]))
+    return gate_weights(Experts.of(theta).gate, ends, selected).mT.topk(selected, dim=2).indices.sort(2).values
+
+
+def _halves(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The observations left and right of 0: z (copies, 2, 2, m), y (copies, 2, m), counts (copies, 2, 1, m).
+
+    On a line these are the two regions, each with a dense gate over its own experts. Places left empty count 0.
+    """
+    right, order = x[..., 0] > 0, x[..., 0].argsort(1)
+    m = int(torch.maximum(right.sum(1), (~right).sum(1)).max())
+    at = torch.stack([order[:, :m], order.flip(1)[:, :m]], 1)
+    x, y = (part.gather(1, at.flatten(1)).view_as(at) for part in (x[..., 0], y))
+    counts = (x > 0) == x.new_tensor([[[0], [1]]]).bool()
+    return torch.stack([torch.ones_like(x), x], 2), y, counts[:, :, None].to(y.dtype)
+
+
+def _likelihood(x: Tensor, y: Tensor, k: int, selected: int, with_bias: bool) -> Callable:
+    """What `_climb` measures: mean log-likelihood, gradient, information and curvature.
+
+    On a line only the experts that speak in a half are computed there. Several starts for the same data: row by row,
+    and the data begin anew when they are used up.
+    """
+    (copies, n), split = y.shape, bool(_edges(k, selected, x.shape[2], with_bias))
+    data = _halves(x, y) if split else (columns(x)[:, None], y[:, None], torch.ones_like(y)[:, None, None])
+    few, most = (selected if split else k), CHUNK // data[1].shape[1]
+
+    def some(theta: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        everyone = torch.arange(k, device=rows.device).expand(len(rows), 1, k)
+        asked = _active(theta, selected) if split else everyone
+        spots = (asked[..., None] * theta.shape[2] + torch.arange(theta.shape[2], device=rows.device)).flatten(0, 1)
+        e = Experts.of(theta.repeat_interleave(asked.shape[1], 0).flatten(1).gather(1, spots.flatten(1)).view_as(spots))
+        pieces = zip(*(part[rows].flatten(0, 1).split(most, -1) for part in data), strict=True)
+        sums = [curvature(e, z, y, min(selected, few), with_bias, counts) for z, y, counts in pieces]
+        value, slope, *square = (sum(part) for part in zip(*sums, strict=True))
+        into = torch.nn.functional.one_hot(spots.flatten(1), theta[0].numel()).to(theta.dtype)
+        back = value, (slope[:, None] @ into)[:, 0], *(into.mT @ part @ into for part in square)
+        return tuple(part.view(len(rows), -1, *part.shape[1:]).sum(1) / n for part in back)
+
+    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
+        size = max(1, CHUNK // n)
+        found = [some(*part) for part in zip(theta.split(size), (rows % copies).split(size), strict=True)]
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    return measure
 
 
 @torch.no_grad()
@@ -245,33 +325,28 @@ def fit(
     with_bias: bool = False,
     tolerance: float = 1e-8,
 ) -> Fitted:
-    """Maximum likelihood in the box `BOX`: every start gets ``screen`` steps, the best of each copy goes on.
+    """Maximum likelihood in the box `BOX`, by damped Newton steps from the most promising of the starts.
 
-    The likelihood never falls. A start has one copy, or one for each sample; its last expert's gate stays 0.
+    If there are several, each gets ``screen`` steps on the first thousand observations, and of each copy the one with
+    the best likelihood on all of them goes on. From there the likelihood never falls. A start has one copy, or one for
+    each sample; its last expert's gate stays 0.
 
     Raises:
         ValueError: no start, no observation, data that are not finite, or as `gate_weights`.
     """
     require_nonempty(starts=starts, y=y)
     require_finite(x=x, y=y)
-    z, chunk = columns(x), max(1, CHUNK // y.shape[1])
-    k, room = starts[0].gate.shape[1], y.new_empty(starts[0].flat()[0].numel() * CHUNK)
-
-    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
-        found = []
-        for part, at in zip(theta.split(chunk), rows.split(chunk), strict=True):
-            sums = [0, 0, 0]
-            for some_z, some_y in zip(z[at].split(CHUNK, 2), y[at].split(CHUNK, 1), strict=True):
-                value, s = scores(Experts.of(part), some_z, some_y, selected, with_bias, room)
-                sums = [old + new for old, new in zip(sums, (value.sum(1), s.sum(2), s @ s.mT), strict=True)]
-            found.append([total / y.shape[1] for total in sums])
-        return [torch.cat(part) for part in zip(*found, strict=True)]
-
+    copies, k = len(y), starts[0].gate.shape[1]
     edges, free = _edges(k, selected, x.shape[2], with_bias), torch.ones_like(starts[0].flat()[0], dtype=torch.bool)
     free[-1, : x.shape[2] + 1] = False
-    begun = [_climb(measure, s.flat().expand(len(y), -1, -1), free, screen, tolerance, edges) for s in starts]
-    best = torch.stack([value for _, value, _ in begun]).argmax(0)
-    theta = torch.stack([theta for theta, *_ in begun])[best, torch.arange(len(y), device=y.device)]
+    measure = _likelihood(x, y, k, selected, with_bias)
+    theta = torch.cat([s.flat().expand(copies, -1, -1) for s in starts])
+    if len(starts) > 1:
+        first = _likelihood(x[:, :SCREENED], y[:, :SCREENED], k, selected, with_bias)
+        theta = _climb(first, theta, free, screen, tolerance, edges)[0]
+        every = torch.arange(len(theta), device=y.device)
+        best = measure(theta, every)[0].view(-1, copies).argmax(0)
+        theta = theta[best * copies + every[:copies]]
     found = _climb(measure, theta, free, steps, tolerance, edges)
     return Fitted(Experts.of(found[0]), *found[1:])
 
@@ -332,6 +407,7 @@ def nearest(
     truth_selected: int,
     held: Bool[Tensor, "k p"],
     steps: int,
+    tolerance: float = 1e-10,
 ) -> Fitted:
     """The experts nearest to the truth in Hellinger distance with some parameters ``held``: no data, no noise.
 
@@ -343,14 +419,15 @@ def nearest(
     z, known = columns(at.x), log_density(truth, at.x, at.y, truth_selected).div(2).exp()
 
     def measure(theta: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        value, s = scores(Experts.of(theta), z, at.y, selected)
-        root = value.div(2).exp()
+        value, s, *_ = scores(Experts.of(theta), z, at.y, selected)
+        root, s = value.div(2).exp(), s.flatten(1, 2)
         s *= (root * at.weight.sqrt() / 2)[:, None]  # now the derivative of the weighted root of the density
         miss = (known - root) * at.weight.sqrt()
-        return -miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], s @ s.mT
+        info = s @ s.mT
+        return -miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], info, info
 
     edges = _edges(start.gate.shape[1], selected, at.x.shape[2])
-    found = _climb(measure, start.flat(), ~held, steps, 0.0, edges)
+    found = _climb(measure, start.flat(), ~held, steps, tolerance, edges)
     return Fitted(Experts.of(found[0]), *found[1:])
 
 
