@@ -88,33 +88,18 @@ def test_curvature_is_minus_the_hessian(selected, features):
     e = random_experts(copies=2, k=4, d=features, seed=4)
     g = torch.Generator().manual_seed(2)
     x, y = torch.rand(2, 9, features, generator=g).double() * 2 - 1, torch.randn(2, 9, generator=g).double()
-    counts = torch.ones(2, 1, 9, dtype=torch.float64)
-    counts[:, :, 7:] = 0  # and the last two observations are none
-    value, slope, outer, curve = tm.curvature(e, tm.columns(x), y, selected, counts=counts)
+    value, slope, outer, curve = tm.curvature(e, tm.columns(x), y, selected)
     for c in range(2):
 
         def total(flat, c=c):
-            return tm.log_density(
-                tm.Experts.of(flat.view(1, 4, -1)), x[c : c + 1, :7], y[c : c + 1, :7], selected
-            ).sum()
+            return tm.log_density(tm.Experts.of(flat.view(1, 4, -1)), x[c : c + 1], y[c : c + 1], selected).sum()
 
         flat = e.flat()[c].flatten()
         torch.testing.assert_close(value[c], total(flat))
         torch.testing.assert_close(slope[c], torch.autograd.functional.jacobian(total, flat))
         torch.testing.assert_close(curve[c], -torch.autograd.functional.hessian(total, flat))
-    s = tm.scores(e, tm.columns(x), y, selected)[1].flatten(1, 2)[..., :7]
+    s = tm.scores(e, tm.columns(x), y, selected)[1].flatten(1, 2)
     torch.testing.assert_close(outer, s @ s.mT)
-
-
-@pytest.mark.parametrize("n", [5, 400])
-def test_halves_are_the_whole_likelihood(n):
-    """Each half with its own experts, against all observations behind the top-K gate."""
-    x, y = sample(copies=3, n=n, seed=4)
-    flat = torch.cat([tm.twins(TRUTH, 1, [0.1 * c, 0.3, 0.2, 0, 0]).flat() for c in range(6)])  # two starts a sample
-    found = tm._likelihood(x, y, 4, 3, False)(flat, torch.arange(6))
-    whole = tm.curvature(tm.Experts.of(flat), tm.columns(x).repeat(2, 1, 1), y.repeat(2, 1), 3)
-    for ours, theirs in zip(found, whole, strict=True):
-        torch.testing.assert_close(ours, theirs / n)
 
 
 def test_one_expert_is_least_squares():
