@@ -85,9 +85,10 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
         (m, classes), each = (hidden.shape[1], weight.shape[1]), torch.arange(hidden.shape[1], device=hidden.device)
         by_hidden, by_weight, losses = torch.empty_like(hidden), torch.empty_like(weight), []
+        scores, p = hidden.new_empty(2, m, classes)
         for h, w, c, smooth, to_h, to_w in zip(hidden, weight, labels, smoothing, by_hidden, by_weight, strict=True):
-            scores = h @ w.T
-            p = torch.softmax(scores, 1)
+            torch.mm(h, w.T, out=scores)
+            torch.softmax(scores, 1, out=p)
             log_sum = scores.amax(1) - p.amax(1).log()  # the largest probability is never below 1 / classes
             losses.append((log_sum - (1 - smooth) * scores[each, c] - smooth * scores.mean(1)).mean())
             p -= smooth / classes
@@ -307,7 +308,8 @@ def softmax_step(
 
     A rival for the clock: its input is not checked.
     """
-    p = torch.softmax(hidden @ weight.T, 1)
+    p = hidden @ weight.T
+    torch.softmax(p, 1, out=p)
     p[torch.arange(len(labels)), labels] -= 1
     back = p @ weight
     weight.addmm_(p.T, hidden, alpha=-lr)
