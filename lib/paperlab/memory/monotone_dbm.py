@@ -81,8 +81,19 @@ class Layout:
 
 
 class _Folded(Layout):
+    """Nothing is left to fold: every fold is the identity."""
+
     def __post_init__(self) -> None:
         pass
+
+    @property
+    def folded(self) -> Layout:
+        return self
+
+    def fold(self, x: Tensor) -> Tensor:
+        return x
+
+    unfold = fold_mask = fold
 
 
 def _difference(pair: Tensor) -> Tensor:
@@ -230,10 +241,18 @@ def prox_jacobian(
     $D = \mathrm{diag}(z / (\alpha + (1 - \alpha) z))$; at $\alpha = 1$ it is that of the softmax. A folded pair has
     one number instead, that of the tanh.
     """
+    return _project(_slope(z, alpha), v)
+
+
+def _slope(z: Tensor, alpha: float | Tensor) -> Tensor:
     if z.shape[-2] == 1:
-        return v / (1 - alpha + 2 * alpha / (1 - 2 * z.square()).clamp(min=0))
-    D = z / (alpha + (1 - alpha) * z)
-    return D * (v - (D * v).sum(-2, keepdim=True) / D.sum(-2, keepdim=True))
+        return 1 / (1 - alpha + 2 * alpha / (1 - 2 * z.square()).clamp(min=0))
+    return z / (alpha + (1 - alpha) * z)
+
+
+def _project(D: Tensor, v: Tensor) -> Tensor:
+    Dv = D * v
+    return Dv if D.shape[-2] == 1 else Dv - D * (Dv.sum(-2, keepdim=True) / D.sum(-2, keepdim=True))
 
 
 def settle(
@@ -282,7 +301,7 @@ def settle(
         s, old = torch.addcmul(fixed, new, mask), s
         if tolerance and ((s - old).abs() <= tolerance * alpha).all():
             break
-    return torch.where(free, (middle + layout.unfold(s)).clamp(0, 1), values)
+    return torch.where(free, middle + layout.unfold(s), values)
 
 
 def unsettled(
@@ -326,11 +345,11 @@ class Equilibrium(torch.autograd.Function):
         average = ctx.options.get("damping") == "average"
         inside = 1.0 if average else alpha[..., None] if isinstance(alpha, Tensor) else alpha
         folded, pull, mask = layout.folded, layout.fold(layout.fold(phi).mT), layout.fold_mask(free).to(q)
-        g, zs = layout.fold(g), folded.split(layout.fold(q))
+        g, slopes = layout.fold(g), [_slope(z, inside) for z in folded.split(layout.fold(q))]
         w = torch.zeros_like(g)
         for _ in range(steps):
             vs = folded.split(torch.lerp(w, g + w @ pull, 1.0 if average else alpha))
-            new = folded.join([prox_jacobian(z, v, inside) for z, v in zip(zs, vs, strict=True)]) * mask
+            new = folded.join([_project(D, v) for D, v in zip(slopes, vs, strict=True)]) * mask
             w = torch.lerp(w, new, alpha) if average else new
         w = layout.unfold(w)
         return q.mT @ w, w.sum(-2, keepdim=True), None, None, None, None
@@ -372,7 +391,7 @@ class Machine(nn.Module):
         centre = layout.join([torch.cat([1 - on, on], -2), torch.full((copies, 1, classes, 1), 1 / classes)])
         self.register_buffer("m", torch.as_tensor(m if self.monotone else 1.0, dtype=ink.dtype).expand(copies).clone())
         self.register_buffer("centre", centre)
-        self.register_buffer("direction", torch.randn(copies, n, 1, generator=generator))
+        self.register_buffer("direction", layout.fold(torch.randn(copies, 1, n, generator=generator)).mT)
         noise = 0.1 / n**0.5 * torch.randn(copies, n, n, generator=generator)
         self.weight = nn.Parameter(noise + torch.eye(n) if self.monotone else noise)
         self.b = nn.Parameter(centre.log())
@@ -381,15 +400,22 @@ class Machine(nn.Module):
 
     def model(self) -> tuple[Float[Tensor, "copies units units"], Float[Tensor, "copies 1 units"]]:
         r"""$\Phi$ and $b - \Phi\mu$. What in $A$ is common to all states of a variable is only a bias, and left out."""
-        layout, folded = self.layout, self.layout.folded
         if self.monotone:
-            parts = folded.split(layout.fold(self.weight))
-            A = folded.join([p if p.shape[-2] == 1 else p - p.mean(-2, keepdim=True) for p in parts])
-            phi = layout.unfold(layout.unfold(monotone_weights(A, folded, self.m)).mT)
+            phi = self.layout.unfold(self.layout.unfold(self.folded_model()[0]).mT)
         else:
-            W = layout.join([part - part.mean(-2, keepdim=True) for part in layout.split(self.weight)])
-            phi = free_weights(W, layout)
+            phi = free_weights(self._without_common(self.weight, self.layout), self.layout)
         return phi, self.b - self.centre @ phi
+
+    def folded_model(self) -> tuple[Float[Tensor, "copies folded folded"], Float[Tensor, "copies 1 folded"]]:
+        """The same, folded: all that inference needs, and a quarter of the entries."""
+        layout, folded = self.layout, self.layout.folded
+        W = self._without_common(layout.fold(self.weight), folded)
+        phi = monotone_weights(W, folded, self.m) if self.monotone else free_weights(layout.fold(W.mT), folded)
+        return phi, layout.fold(self.b) - layout.fold(self.centre) @ phi
+
+    @staticmethod
+    def _without_common(W: Tensor, layout: Layout) -> Tensor:
+        return layout.join([p if p.shape[-2] == 1 else p - p.mean(-2, keepdim=True) for p in layout.split(W)])
 
     def clamp(
         self, images: Float[Tensor, "copies batch pixels"], seen: Bool[Tensor, "copies batch pixels"]
@@ -406,28 +432,35 @@ class Machine(nn.Module):
         """The largest step that both the setting and the weights allow; a plain half for the unconstrained rival."""
         if not self.monotone:
             return 0.5
+        phi = phi.detach()
+        if phi.shape[-1] == self.layout.units:
+            phi = self.layout.fold(self.layout.fold(phi).mT)
         for _ in range(3):
-            self.direction = F.normalize(self.direction - phi.detach() @ self.direction, dim=1)
-        stretch = (self.direction - phi.detach() @ self.direction).norm(dim=1, keepdim=True)
+            self.direction = F.normalize(self.direction - phi @ self.direction, dim=1)
+        stretch = (self.direction - phi @ self.direction).norm(dim=1, keepdim=True)
         return (1 / stretch).clamp(max=self.largest)
 
     def forward(
         self, images: Float[Tensor, "copies batch pixels"], seen: Bool[Tensor, "copies batch pixels"]
     ) -> tuple[Float[Tensor, "copies batch pixels"], Float[Tensor, "copies batch classes"]]:
         """Log-odds of every pixel given the others, and logits of the label."""
-        (phi, b), (values, free) = self.model(), self.clamp(images, seen)
+        layout, (phi, b), (values, free) = self.layout, self.folded_model(), self.clamp(images, seen)
         options = {
-            "alpha": self.step_size(phi), "steps": self.steps, "damping": "prox" if self.monotone else "average"
+            "alpha": self.step_size(phi), "steps": self.steps, "damping": "prox" if self.monotone else "average",
+            "inner": (1, 1),
         }  # fmt: skip
-        return self.read(Equilibrium.apply(phi, b, values, free, self.layout, options), phi, b)
+        s = Equilibrium.apply(phi, b, layout.fold(values), layout.fold_mask(free), layout.folded, options)
+        return self._scaled(s @ phi + b)
 
     def read(
         self, q: Float[Tensor, "copies batch units"], phi: Tensor, b: Tensor
     ) -> tuple[Float[Tensor, "copies batch pixels"], Float[Tensor, "copies batch classes"]]:
         """Log-odds of the pixels and logits of the label at the marginals ``q``."""
-        binary, label = self.layout.split(q @ phi + b)
-        odds = binary[..., 1, : self.pixels] - binary[..., 0, : self.pixels]
-        return odds * self.tau.square(), label[..., 0] * self.tau_label.square()
+        return self._scaled(self.layout.fold(q @ phi + b))
+
+    def _scaled(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        odds, label = field[..., : self.pixels] * 2**0.5, field[..., -self.layout.runs[1][1] :]
+        return odds * self.tau.square(), label * self.tau_label.square()
 
 
 class RestrictedMachine(nn.Module):
