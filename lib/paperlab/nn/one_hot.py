@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from paperlab.checks import require_at_least
+from paperlab.checks import require_at_least, require_nonempty
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class Layout:
     Within a run the states are outermost: state 0 of all its variables, then state 1 of all of them, and so on.
 
     Raises:
-        ValueError: a run without variables, or a variable with fewer than 2 states.
+        ValueError: no run, a run without variables, or a variable with fewer than 2 states.
     """
 
     runs: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
+        require_nonempty(runs=self.runs)
         require_at_least(1, **{"number of variables in a run": min(n for n, _ in self.runs)})
         require_at_least(2, **{"number of states in runs": min(k for _, k in self.runs)})
 
