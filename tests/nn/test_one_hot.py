@@ -54,7 +54,8 @@ def test_a_folded_layout_is_its_own_and_masks_follow():
     folded = MIXED.folded
     assert folded.folded is folded
     s = rows(2, folded.units)
-    assert torch.equal(folded.fold(s), s) and torch.equal(folded.unfold(s), s)
+    assert torch.equal(folded.fold(s), s)
+    assert torch.equal(folded.unfold(s), s)
     free = torch.ones(14, dtype=torch.bool)
     free[VARIABLES[1] + VARIABLES[3]] = False
     wanted = torch.tensor([True, False, True, *[False, True] * 4])
