@@ -99,7 +99,7 @@ def test_refitted_heads_are_scikit_learns_svm():
     y = (x[:, :3] + 0.7 * torch.randn(80, 3, generator=draws(9), dtype=F64)).argmax(-1)
     x = torch.cat([x, torch.ones(80, 1, dtype=F64)], -1)
     some = torch.tensor([0.01, 0.3, 10.0], dtype=F64)
-    head = cs.refit("L2-SVM", x.expand(3, -1, -1), y.expand(3, -1), some, classes=3, bias=False, steps=300)
+    head = cs.refit("L2-SVM", x.expand(3, -1, -1), y.expand(3, -1), some, classes=3, bias=False, steps=100)
     for k, c in enumerate(some.tolist()):
         svm = LinearSVC(C=c, loss="squared_hinge", dual=False, fit_intercept=False, tol=1e-10, max_iter=100_000)
         theirs = torch.tensor(svm.fit(x.numpy(), y.numpy()).coef_.T)
@@ -185,6 +185,17 @@ def test_twins_start_alike_and_seeds_do_not():
     torch.testing.assert_close(first, first[:1].expand(3, -1, -1, -1))
     same = twins(images[:1].expand(2, -1, -1, -1))
     assert not torch.allclose(same[0], same[1])
+
+
+def test_some_copies_alone_score_as_in_the_stack():
+    twins = cs.Twins(6, 2, generator=draws())
+    with torch.no_grad():  # as after training: every copy differs
+        for w in twins.parameters():
+            w.add_(0.1 * torch.randn(w.shape, generator=draws(12)))
+    images = torch.rand(2, 5, 8, 8, generator=draws(15))
+    together = twins(images)
+    torch.testing.assert_close(twins.only(torch.tensor([4, 1]))(images), together[[4, 1]])
+    assert len(twins.head.weight) == 6  # the stack itself stays whole
 
 
 def test_training_in_a_stack_is_training_alone():

@@ -75,11 +75,31 @@ def test_scores_are_the_gradient(selected):
     x, y = torch.rand(2, 7, 2, generator=g).double() * 2 - 1, torch.randn(2, 7, generator=g).double()
     flat = e.flat().requires_grad_()
     total = tm.log_density(tm.Experts.of(flat), x, y, selected)
-    value, s = tm.scores(e, tm.columns(x), y, selected)
+    value, s, *_ = tm.scores(e, tm.columns(x), y, selected)
     torch.testing.assert_close(value, total.detach())
     for m in range(7):
         (expected,) = torch.autograd.grad(total[:, m].sum(), flat, retain_graph=True)
-        torch.testing.assert_close(s[:, :, m], expected.flatten(1))
+        torch.testing.assert_close(s[..., m], expected)
+
+
+@pytest.mark.parametrize("features", [1, 2])
+@pytest.mark.parametrize("selected", [2, 4])
+def test_curvature_is_minus_the_hessian(selected, features):
+    e = random_experts(copies=2, k=4, d=features, seed=4)
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.rand(2, 9, features, generator=g).double() * 2 - 1, torch.randn(2, 9, generator=g).double()
+    value, slope, outer, curve = tm.curvature(e, tm.columns(x), y, selected)
+    for c in range(2):
+
+        def total(flat, c=c):
+            return tm.log_density(tm.Experts.of(flat.view(1, 4, -1)), x[c : c + 1], y[c : c + 1], selected).sum()
+
+        flat = e.flat()[c].flatten()
+        torch.testing.assert_close(value[c], total(flat))
+        torch.testing.assert_close(slope[c], torch.autograd.functional.jacobian(total, flat))
+        torch.testing.assert_close(curve[c], -torch.autograd.functional.hessian(total, flat))
+    s = tm.scores(e, tm.columns(x), y, selected)[1].flatten(1, 2)
+    torch.testing.assert_close(outer, s @ s.mT)
 
 
 def test_one_expert_is_least_squares():

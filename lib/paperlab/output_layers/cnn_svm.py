@@ -9,12 +9,13 @@ Classification" (2017), https://arxiv.org/abs/1712.03541.
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -212,19 +213,34 @@ class Twins(nn.Module):
 
     def features(self, images: Float[Tensor, "sets batch side side"]) -> Float[Tensor, "copies batch features"]:
         r"""$\phi(x)$, copy $c$ looking at set $c$ mod the number of sets. ReLU commutes with the pool before it."""
-        copies = len(self.head.weight)
-        # copies lie innermost in memory: max-pooling that layout is many times quicker
-        x = repeat(images, "s b h w -> b h w (k s)", k=copies // len(images)).permute(0, 3, 1, 2)
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        return F.relu(self.dense(rearrange(x, "b (c o) h w -> c b (o h w)", c=copies)))
+        sets, copies, kernel = len(images), len(self.head.weight), self.conv1.weight.shape[-1]
+        # The first convolution is a matrix product, since all copies that look at a set share its patches.
+        patches = F.pad(images, [kernel // 2] * 4).unfold(2, kernel, 1).unfold(3, kernel, 1)
+        weight = rearrange(self.conv1.weight, "(k s) o 1 u v -> s (u v) (k o)", s=sets)
+        bias = rearrange(self.conv1.bias, "(k s) o -> s 1 (k o) 1 1", s=sets)
+        x = rearrange(patches, "s b h w u v -> s (b h w) (u v)") @ weight
+        # Max-pooling is many times quicker where channels lie innermost in memory, as they do now.
+        x = F.max_pool2d(rearrange(x, "s (b h w) c -> (s b) c h w", h=images.shape[2], w=images.shape[3]), 2)
+        x = F.relu(x.unflatten(0, (sets, -1)) + bias, inplace=True)  # a bias commutes with the pool as well
+        x = self.conv2(rearrange(x, "s b (k o) h w -> b (k s o) h w", k=copies // sets))
+        x = F.relu(F.max_pool2d(x.contiguous(memory_format=torch.channels_last), 2), inplace=True)
+        return F.relu(self.dense(rearrange(x, "b (c o) h w -> c b (o h w)", c=copies)), inplace=True)
+
+    def only(self, copies: Int[Tensor, " some"]) -> "Twins":
+        """These copies alone, as a network of their own."""
+        some = deepcopy(self)
+        for w in some.parameters():
+            w.data = w.data[copies.to(w.device)]
+        return some
 
     def forward(
         self, images: Float[Tensor, "sets batch side side"], kept: Float[Tensor, "seeds batch features"] | None = None
     ) -> Float[Tensor, "copies batch classes"]:
         """Scores of every copy; ``kept`` multiplies the features, and all copies of a seed share it."""
         phi = self.features(images)
-        return self.head(phi if kept is None else phi * kept.repeat(len(phi) // len(kept), 1, 1))
+        if kept is not None:
+            phi = (phi.unflatten(0, (-1, len(kept))) * kept).flatten(0, 1)
+        return self.head(phi)
 
 
 def train(

@@ -22,7 +22,7 @@ ORDER = {0: 1, 1: 1, 2: 4, 3: 6}  # r-bar by the number of experts in a cell; fr
 BOX = {"gate_bias": (-3.0, 3.0), "gate_slope": (-8.0, 8.0), "line": (-5.0, 5.0), "sd": (0.2, 2.0)}
 LEAST = 1e-300  # no density is taken to be smaller: an observation that all experts miss by 35 deviations
 TIE = 1e-6  # gate slopes closer than this count as tied
-CHUNK = 6_000  # observations handled at a time, so that the scores stay in the cache
+CHUNK = 20_000  # observations handled at a time
 
 
 class Experts(NamedTuple):
@@ -85,18 +85,13 @@ def gate_weights(
     Raises:
         ValueError: ``selected`` outside 1 to k.
     """
-    k = gate.shape[1]
-    require_between(1, k, selected=selected)
+    require_between(1, gate.shape[1], selected=selected)
     logits = gate @ z
-    if selected < k:
+    if selected < gate.shape[1]:
         line = gate.shape[2] == 2 and not with_bias
         at = z.new_tensor([[[1.0, 1.0], [-1.0, 1.0]]]) if line else z  # on a line only the sign of x decides
         score = gate @ at if with_bias else gate[..., 1:] @ at[..., 1:, :]
-        beaten = torch.zeros_like(score, dtype=torch.uint8)
-        for j in range(k):
-            beaten[:, :j] += score[:, j : j + 1] > score[:, :j]
-            beaten[:, j + 1 :] += score[:, j : j + 1] >= score[:, j + 1 :]
-        out = beaten >= selected
+        out = score.argsort(dim=1, descending=True, stable=True).argsort(1) >= selected
         logits = logits.masked_fill(torch.where(z[:, 1:] > 0, out[..., 1:], out[..., :1]) if line else out, -math.inf)
     return logits.softmax(1)
 
@@ -124,24 +119,43 @@ def _parts(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool) -> 
     return gate, gate * (u.square() * -0.5).exp_() * (precise / math.sqrt(2 * math.pi)), u
 
 
-def scores(
-    e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False, room: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""$\log g$, (copies, n), and its derivative in every parameter, (copies, k p, n), regions held as they are.
+def scores(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False) -> tuple[Tensor, ...]:
+    r"""$\log g$, (copies, n), its derivative in every parameter, (copies, k, p, n), and $\pi$, r, u, (copies, k, n).
 
     With the responsibility $r_i$ of expert i for y and its gate $\pi_i$: $(r_i - \pi_i) z$ for the gate,
     $r_i u_i z / s_i$ for the mean, $r_i (u_i^2 - 1)$ for $\log s_i$, where $u_i = (y - b_i - a_i^\top x) / s_i$.
-    ``room`` is memory to write into, so that a loop need not ask for it anew.
+    The regions are held as they are.
     """
     gate, joint, u = _parts(e, z, y, selected, with_bias)
     total = joint.sum(1, keepdim=True).clamp_min(LEAST)
-    r, d1 = joint / total, z.shape[1]
-    pulled, shape = r * u, (*r.shape[:2], 2 * d1 + 1, r.shape[2])
-    found = r.new_empty(shape) if room is None else room[: math.prod(shape)].view(shape)
-    torch.mul((r - gate)[:, :, None], z[:, None], out=found[:, :, :d1])
-    torch.mul((pulled * (-e.log_sd).exp()[..., None])[:, :, None], z[:, None], out=found[:, :, d1 : 2 * d1])
-    torch.sub(pulled * u, r, out=found[:, :, -1])
-    return total[:, 0].log(), found.flatten(1, 2)
+    r, precise = joint / total, (-e.log_sd).exp()[..., None]
+    moves = (r - gate)[:, :, None] * z[:, None], (r * u * precise)[:, :, None] * z[:, None]
+    return total[:, 0].log(), torch.cat([*moves, (r * (u.square() - 1))[:, :, None]], 2), gate, r, u
+
+
+def curvature(e: Experts, z: Tensor, y: Tensor, selected: int, with_bias: bool = False) -> tuple[Tensor, ...]:
+    r"""Sums over the observations: $\log g$, its scores s, $s s^\top$, and minus the second derivative of $\log g$.
+
+    The last is $s s^\top + s \tilde\pi^\top + \tilde\pi s^\top$, where $\tilde\pi$ has $\pi_i z$ in the gates' places
+    and 0 elsewhere, and a block for each expert by itself: $\pi_i z z^\top - r_i f^{-1} \partial^2 f$, where f is
+    $e^{\beta_{0i} + \beta_{1i}^\top x}$ times its normal density.
+    """
+    value, s, gate, r, u = scores(e, z, y, selected, with_bias)
+    (copies, k, p, _), d1, rows = s.shape, z.shape[1], s.flatten(1, 2)
+    outer, cross = rows @ rows.mT, rows @ (gate[:, :, None] * z[:, None]).flatten(1, 2).mT
+    whole, cross = outer.view(copies, k, p, k, p).clone(), cross.view(copies, k, p, k, d1)
+    whole[..., :d1] += cross
+    whole[:, :, :d1] += cross.permute(0, 3, 4, 1, 2)
+
+    by_z, wide, tail = (rows @ z.mT).view(copies, k, p, d1), s[:, :, -1], u.square() - 3  # wide is r (u² - 1)
+    spread = ((wide[:, :, None] * z[:, None]).flatten(1, 2) @ z.mT).view(copies, k, d1, d1)
+    own = -torch.cat([by_z, s.new_zeros(copies, k, p, p - d1)], -1)  # the columns of the gate, the others follow
+    own[:, :, :d1, d1:] = own[:, :, d1:, :d1].mT
+    own[:, :, d1:-1, d1:-1] = -spread * (-2 * e.log_sd).exp()[..., None, None]
+    own[:, :, d1:-1, -1] = own[:, :, -1, d1:-1] = -(s[:, :, d1] * tail) @ z.mT
+    own[:, :, -1, -1] = (2 * r - wide * tail).sum(2)
+    whole.diagonal(dim1=1, dim2=3).add_(own.permute(0, 2, 3, 1))
+    return value.sum(1), by_z[..., 0].flatten(1), outer, whole.view(copies, k * p, k * p)
 
 
 def draw(
@@ -163,74 +177,82 @@ def draw(
 
 
 def _climb(
-    measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance: float, edges: Sequence[int] = ()
+    measure: Callable, theta: Tensor, free: Tensor, steps: int, tolerance: float, selected: int | None
 ) -> tuple[Tensor, ...]:
-    """Damped scoring, one damping a copy: (information + damping) step = gradient, kept only where the value rises.
+    """Damped Newton, one damping a copy: (curvature + damping) step = gradient, kept only where the value rises.
 
-    ``measure(theta, rows)`` gives value, gradient and information of those copies; ``free`` says what may move. With
+    ``measure(theta, rows)`` gives value, gradient, information and curvature of those copies: minus the second
+    derivative, in whose place the information stands where that is not positive. ``free`` says what may move. With
     one feature the regions depend on the order of the gates' slopes alone: ``edges`` are the places in that order
-    across which no step may go. A maximum may lie on an edge, where two slopes tie and can only move together.
+    where a swap changes which are ``selected``, and no step may go across (None: it may). A maximum may lie on an
+    edge, where two slopes tie and can only move together.
     """
     (copies, k, p), d1 = theta.shape, (theta.shape[2] - 1) // 2
     span = [BOX["gate_bias"], *[BOX["gate_slope"]] * (d1 - 1), *[BOX["line"]] * d1, tuple(map(math.log, BOX["sd"]))]
     low, high = theta.new_tensor(span * k).T
-    theta, free = theta.flatten(1).clone(), free.flatten().expand(copies, k * p)
-    eye = torch.eye(k * p, dtype=theta.dtype, device=theta.device)
-    damping, blocked = theta.new_full((copies,), 1e-2), torch.zeros(copies, 1, dtype=torch.bool, device=theta.device)
-    everyone = torch.arange(copies, device=theta.device)
-    value, slope, info = measure(theta.view(copies, k, p), everyone)
+    edges = torch.tensor(sorted({selected, k - selected} - {0, k}) if d1 == 2 and selected else [], device=theta.device)
+    edges, unit = edges.long(), torch.eye(k * p, dtype=theta.dtype, device=theta.device)
+    theta, free, everyone = (
+        theta.flatten(1),
+        free.flatten().expand(copies, k * p),
+        torch.arange(copies, device=low.device),
+    )
+    damping, blocked = theta.new_full((copies,), 1e-2), torch.zeros(copies, 1, dtype=torch.bool, device=low.device)
+    state = [theta.clone(), *measure(theta.view(copies, k, p), everyone)]
+    theta, value, slope, info, curve = state
 
     def allowed(rows: Tensor, blocked: Tensor | bool = False) -> Tensor:
         """Projection on the directions that leave neither the box nor the regions, (rows, k p, k p)."""
         at, pull = theta[rows], slope[rows]
         may = free[rows] & ~(((at >= high) & (pull > 0)) | ((at <= low) & (pull < 0)))
-        pull, order = pull * may, at[:, 1::p].argsort(1)
-        wall = at.new_zeros(len(at), len(edges), k * p)
-        for e, r in enumerate(edges):
-            under, over = order[:, r - 1 : r] * p + 1, order[:, r : r + 1] * p + 1
-            shut = (pull.gather(1, over) < pull.gather(1, under)) | blocked
-            shut = shut & (at.gather(1, over) - at.gather(1, under) < TIE)
-            wall[:, e].scatter_(1, over, shut.to(at.dtype)).scatter_(1, under, -shut.to(at.dtype))
-        keep, wall = eye * may[:, None], wall * may[:, None]
-        gram = wall @ wall.mT + 1e-12 * eye[: len(edges), : len(edges)]
-        return keep - wall.mT @ torch.linalg.solve(gram, wall)
+        pull, order = pull * may, at[:, 1::p].argsort(1) * p + 1
+        under, over = order[:, edges - 1], order[:, edges]
+        shut = ((pull.gather(1, over) < pull.gather(1, under)) | blocked) & (
+            at.gather(1, over) - at.gather(1, under) < TIE
+        )
+        wall = (unit[over] - unit[under]) * shut[..., None] * may[:, None]
+        gram = wall @ wall.mT + 1e-12 * unit[: len(edges), : len(edges)]
+        return unit * may[:, None] - wall.mT @ torch.linalg.solve(gram, wall)
 
     def inside(old: Tensor, new: Tensor) -> Tensor:
         """The share of the step from old to new that ends at the first edge, (rows, 1)."""
-        before, after = old[:, 1::p], new[:, 1::p]
-        rank = before.argsort(1).argsort(1)
-        gap, left = (s[:, None, :] - s[:, :, None] for s in (before, after))
-        hit = (left < TIE / 100) & (gap - left > 1e-12)
-        hit &= sum(((rank < r)[:, :, None] & (rank >= r)[:, None, :]) for r in edges).bool()
+        rank = old[:, 1::p].argsort(1).argsort(1)[..., None]
+        gap, left = (s[:, None, 1::p] - s[:, 1::p, None] for s in (old, new))
+        hit = (
+            ((rank < edges)[:, :, None] & (rank >= edges)[:, None]).any(-1) & (left < TIE / 100) & (gap - left > 1e-12)
+        )
         return torch.where(hit, (gap - TIE / 100).clamp_min(0) / (gap - left), 1.0).amin((1, 2))[:, None]
 
-    def steepness() -> Tensor:
-        return (allowed(everyone) @ slope[..., None])[..., 0].abs().amax(1)
-
     for _ in range(steps):
-        rows = (steepness() > tolerance).nonzero()[:, 0]
+        rows = ((allowed(everyone) @ slope[..., None]).abs().amax((1, 2)) > tolerance).nonzero()[:, 0]
         if not len(rows):
             break
         may, scale = allowed(rows, blocked[rows]), info[rows].diagonal(dim1=1, dim2=2)
-        lifted = damping[rows, None] * (scale + 1e-3 * scale.mean(1, keepdim=True)) + 1e-12
-        matrix = may @ (info[rows] + torch.diag_embed(lifted)) @ may + eye - may
+        lifted = torch.diag_embed(damping[rows, None] * (scale + 1e-3 * scale.mean(1, keepdim=True)) + 1e-12)
+        matrix, safe = (may @ (m[rows] + lifted) @ may + unit - may for m in (curve, info))
+        matrix = torch.where(torch.linalg.cholesky_ex(matrix).info[:, None, None] > 0, safe, matrix)
         step = torch.linalg.solve(matrix, (may @ slope[rows][..., None])[..., 0])
         new = torch.where(free[rows], (theta[rows] + step).clamp(low, high), theta[rows])
-        if len(edges):
-            share = inside(theta[rows], new)
-            new, blocked[rows] = theta[rows] + share * (new - theta[rows]), share < 1e-3  # next time along the edge
-        found = measure(new.view(-1, k, p), rows)
-        better = found[0] > value[rows]
-        kept = rows[better]
-        theta[kept] = new[better]
-        value[kept], slope[kept], info[kept] = (part[better] for part in found)
+        share = inside(theta[rows], new)
+        new, blocked[rows] = theta[rows] + share * (new - theta[rows]), share < 1e-3  # next time along the edge
+        found = new, *measure(new.view(-1, k, p), rows)
+        better = found[1] > value[rows]
+        for old, part in zip(state, found, strict=True):
+            old[rows[better]] = part[better]
         damping[rows] = torch.where(better, damping[rows] / 4, damping[rows] * 5).clamp(1e-9, 1e9)
-    return theta.view(copies, k, p), value, steepness()
+    return theta.view(copies, k, p), value, (allowed(everyone) @ slope[..., None]).abs().amax((1, 2))
 
 
-def _edges(k: int, selected: int, features: int, with_bias: bool = False) -> list[int]:
-    """Places in the order of k slopes where a swap changes what is selected left or right of 0."""
-    return sorted({selected, k - selected} - {0, k}) if features == 1 and not with_bias else []
+def _likelihood(x: Tensor, y: Tensor, selected: int, with_bias: bool) -> Callable:
+    """What `_climb` measures, as means over the observations. With more rows than samples these begin anew."""
+    (copies, n), z, size = y.shape, columns(x), max(1, CHUNK // y.shape[1])
+
+    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
+        parts = zip(theta.split(size), (rows % copies).split(size), strict=True)
+        found = [curvature(Experts.of(part), z[at], y[at], selected, with_bias) for part, at in parts]
+        return [torch.cat(part) / n for part in zip(*found, strict=True)]
+
+    return measure
 
 
 @torch.no_grad()
@@ -242,37 +264,33 @@ def fit(
     selected: int,
     steps: int = 60,
     screen: int = 5,
+    screened: int = 1000,
     with_bias: bool = False,
     tolerance: float = 1e-8,
 ) -> Fitted:
-    """Maximum likelihood in the box `BOX`: every start gets ``screen`` steps, the best of each copy goes on.
+    """Maximum likelihood in the box `BOX`, by damped Newton steps from the most promising of the starts.
 
-    The likelihood never falls. A start has one copy, or one for each sample; its last expert's gate stays 0.
+    If there are several, each gets ``screen`` steps on the first ``screened`` observations, and of each copy the one
+    with the best likelihood on all of them goes on. From there the likelihood never falls. A start has one copy, or
+    one for each sample; its last expert's gate stays 0.
 
     Raises:
         ValueError: no start, no observation, data that are not finite, or as `gate_weights`.
     """
     require_nonempty(starts=starts, y=y)
     require_finite(x=x, y=y)
-    z, chunk = columns(x), max(1, CHUNK // y.shape[1])
-    k, room = starts[0].gate.shape[1], y.new_empty(starts[0].flat()[0].numel() * CHUNK)
-
-    def measure(theta: Tensor, rows: Tensor) -> list[Tensor]:
-        found = []
-        for part, at in zip(theta.split(chunk), rows.split(chunk), strict=True):
-            sums = [0, 0, 0]
-            for some_z, some_y in zip(z[at].split(CHUNK, 2), y[at].split(CHUNK, 1), strict=True):
-                value, s = scores(Experts.of(part), some_z, some_y, selected, with_bias, room)
-                sums = [old + new for old, new in zip(sums, (value.sum(1), s.sum(2), s @ s.mT), strict=True)]
-            found.append([total / y.shape[1] for total in sums])
-        return [torch.cat(part) for part in zip(*found, strict=True)]
-
-    edges, free = _edges(k, selected, x.shape[2], with_bias), torch.ones_like(starts[0].flat()[0], dtype=torch.bool)
+    free, fixed = torch.ones_like(starts[0].flat()[0], dtype=torch.bool), None if with_bias else selected
     free[-1, : x.shape[2] + 1] = False
-    begun = [_climb(measure, s.flat().expand(len(y), -1, -1), free, screen, tolerance, edges) for s in starts]
-    best = torch.stack([value for _, value, _ in begun]).argmax(0)
-    theta = torch.stack([theta for theta, *_ in begun])[best, torch.arange(len(y), device=y.device)]
-    found = _climb(measure, theta, free, steps, tolerance, edges)
+    measure, theta = (
+        _likelihood(x, y, selected, with_bias),
+        torch.cat([s.flat().expand(len(y), -1, -1) for s in starts]),
+    )
+    if len(starts) > 1:
+        first = _likelihood(x[:, :screened], y[:, :screened], selected, with_bias)
+        theta, rows = _climb(first, theta, free, screen, tolerance, fixed)[0], torch.arange(len(theta), device=y.device)
+        best = measure(theta, rows)[0].view(-1, len(y)).argmax(0)
+        theta = theta[best * len(y) + rows[: len(y)]]
+    found = _climb(measure, theta, free, steps, tolerance, fixed)
     return Fitted(Experts.of(found[0]), *found[1:])
 
 
@@ -332,6 +350,7 @@ def nearest(
     truth_selected: int,
     held: Bool[Tensor, "k p"],
     steps: int,
+    tolerance: float = 1e-10,
 ) -> Fitted:
     """The experts nearest to the truth in Hellinger distance with some parameters ``held``: no data, no noise.
 
@@ -343,14 +362,13 @@ def nearest(
     z, known = columns(at.x), log_density(truth, at.x, at.y, truth_selected).div(2).exp()
 
     def measure(theta: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        value, s = scores(Experts.of(theta), z, at.y, selected)
-        root = value.div(2).exp()
+        value, s, *_ = scores(Experts.of(theta), z, at.y, selected)
+        root, s = value.div(2).exp(), s.flatten(1, 2)
         s *= (root * at.weight.sqrt() / 2)[:, None]  # now the derivative of the weighted root of the density
         miss = (known - root) * at.weight.sqrt()
-        return -miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], s @ s.mT
+        return -miss.square().sum(1) / 2, (s @ miss[..., None])[..., 0], *[s @ s.mT] * 2
 
-    edges = _edges(start.gate.shape[1], selected, at.x.shape[2])
-    found = _climb(measure, start.flat(), ~held, steps, 0.0, edges)
+    found = _climb(measure, start.flat(), ~held, steps, tolerance, selected)
     return Fitted(Experts.of(found[0]), *found[1:])
 
 

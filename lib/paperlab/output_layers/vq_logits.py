@@ -69,32 +69,35 @@ def kmeans(
     *,
     weights: Float[Tensor, " vocab"] | None = None,
     iterations: int = 10,
+    tolerance: float = 0.0,
 ) -> Int[Tensor, " vocab"]:
     r"""The paper's default map: $\min_{c, C} \sum_v p_v \|w_v - C_{c(v)}\|^2$ by Lloyd's iteration from ``picks``.
 
-    Stops when no row moves, or after ``iterations``. A cluster that has lost its last row takes the one that is
-    farthest from its mean. ``weights`` are the $p_v$; the default is 1 for every token.
+    Stops when the sum falls no more, or by less than ``tolerance``, a share of itself, or after ``iterations``.
+    A cluster that has lost its last row takes the one that is farthest from its mean. ``weights`` are the $p_v$; the
+    default is 1 for every token.
 
     Raises:
-        ValueError: fewer than one iteration, picks outside the rows, rows that are not finite, or weights that are not
-            positive.
+        ValueError: fewer than one iteration, a negative tolerance, picks outside the rows, rows that are not finite, or
+            weights that are not positive.
     """
     require_nonempty(picks=picks)
-    if weights is not None:
-        require_positive(weights=weights)
+    weights = rows.new_ones(len(rows)) if weights is None else weights
+    require_positive(weights=weights)
     require_between(0, len(rows) - 1, picks=picks)
     require_at_least(1, iterations=iterations)
+    require_nonnegative(tolerance=tolerance)
     require_finite(rows=rows)
-    codes, code_of = len(picks), None
-    lengths, centres = rows.square().sum(1), rows[picks]
+    codes, before, lengths, centres = len(picks), math.inf, rows.square().sum(1), rows[picks]
     for _ in range(iterations):
         distance, found = torch.addmm(centres.square().sum(1), rows, centres.mT, alpha=-2).min(1)
         for k in (found.bincount(minlength=codes) == 0).nonzero().flatten():
             shared = found.bincount(minlength=codes)[found] > 1
             found[torch.where(shared, distance + lengths, -math.inf).argmax()] = k
-        if code_of is not None and (found == code_of).all():
+        code_of, now = found, float(weights @ (distance + lengths))
+        if now >= (1 - tolerance) * before:
             break
-        code_of = found
+        before = now
         centres = code_means(rows, code_of[None], codes, weights)[0]
     return code_of
 
@@ -148,15 +151,32 @@ def code_means(
     require_between(0, codes - 1, code_of=code_of)
     weights = rows.new_ones(len(rows)) if weights is None else weights
     weighted = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) * weights[:, None]
-    sums = rows.new_zeros(len(code_of), codes, rows.shape[1] + 1)
-    sums.scatter_add_(1, code_of[..., None].expand(-1, -1, sums.shape[2]), weighted.expand(len(code_of), -1, -1))
+    sums = _gather(weighted.expand(len(code_of), -1, -1), code_of, codes)
     return sums[..., :-1] / sums[..., -1:].clamp_min(1e-30)
 
 
-def _token_loss(
-    logits: Float[Tensor, "copies batch classes"], wanted: Int[Tensor, "copies batch"]
+def _loss(
+    scores: Float[Tensor, "copies classes batch"],
+    wanted: Int[Tensor, "copies batch"] | Float[Tensor, "copies classes batch"],
 ) -> Float[Tensor, "copies batch"]:
-    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+    """Cross-entropy. Classes come before the batch all through the module: a scatter then copies whole rows."""
+    return F.cross_entropy(scores, wanted, reduction="none")
+
+
+def _scatter(
+    rows: Float[Tensor, "copies codes n"], code_of: Int[Tensor, "copies vocab"]
+) -> Float[Tensor, "copies vocab n"]:
+    """From codes to tokens: every token gets the row of its code."""
+    return torch.stack([own.index_select(0, c) for own, c in zip(rows, code_of, strict=True)])
+
+
+def _gather(
+    rows: Float[Tensor, "copies vocab n"], code_of: Int[Tensor, "copies vocab"], codes: int
+) -> Float[Tensor, "copies codes n"]:
+    """From tokens to codes: the sum of the rows that read a code. The transpose of `_scatter`."""
+    return torch.stack(
+        [own.new_zeros(codes, own.shape[1]).index_add(0, c, own) for own, c in zip(rows, code_of, strict=True)]
+    )
 
 
 class VQLogits(nn.Module):
@@ -211,8 +231,7 @@ class VQLogits(nn.Module):
         self, states: Float[Tensor, "copies batch d"], tokens: Int[Tensor, "copies batch"]
     ) -> Float[Tensor, "copies batch"]:
         r"""$-\log P(c(v)) = \log \sum_k n_k e^{\ell_k} - \ell_{c(v)} - \log n_{c(v)}$: not yet the loss of a token."""
-        scores = states @ self.codebook.mT + self.log_mass()[:, None]
-        return _token_loss(scores, self.code_of.gather(1, tokens))
+        return _loss(self.codebook @ states.mT + self.log_mass()[..., None], self.code_of.gather(1, tokens))
 
     def within_nll(self, tokens: Int[Tensor, "copies batch"]) -> Float[Tensor, "copies batch"]:
         r"""$-\log P(v \mid c(v))$: $\log n_{c(v)}$ in the pure form, in which no state can change it."""
@@ -225,19 +244,16 @@ class VQLogits(nn.Module):
         """The loss of each token over the whole vocabulary, in nats; from K numbers unless there is a residual."""
         if self.U is None:
             return self.code_nll(states, tokens) + self.within_nll(tokens)
-        return _token_loss(self(states), tokens)
+        return _loss(self(states).mT, tokens)
 
     def forward(self, states: Float[Tensor, "copies batch d"]) -> Float[Tensor, "copies batch vocab"]:
         """Logits of all tokens: the scatter."""
-        every = self.code_of[:, None].expand(-1, states.shape[1], -1)
-        if self.U is None:
-            logits = (states @ self.codebook.mT).gather(2, every)
-            return logits if self.token_bias is None else logits + self.token_bias[:, None]
-        bias = self.codebook.new_zeros(self.code_of.shape) if self.token_bias is None else self.token_bias
-        extra = torch.baddbmm(bias[:, None], states @ self.A.mT, self.U.mT)
-        if self.codebook.shape[1] == 1:  # all logits would move alike, which a softmax does not see
-            return extra
-        return (states @ self.codebook.mT).gather(2, every) + extra
+        logits = _scatter(self.codebook @ states.mT, self.code_of)
+        if self.token_bias is not None:
+            logits = logits + self.token_bias[..., None]
+        if self.U is not None:
+            logits = torch.baddbmm(logits, self.U, self.A @ states.mT)
+        return logits.mT
 
     def distil_loss(
         self, states: Float[Tensor, "copies batch d"], teacher: Float[Tensor, "copies batch vocab"]
@@ -248,10 +264,8 @@ class VQLogits(nn.Module):
             ValueError: a head that is not pure.
         """
         self._require_pure()
-        summed = torch.zeros(*teacher.shape[:2], self.codebook.shape[1], dtype=teacher.dtype, device=teacher.device)
-        summed.scatter_add_(2, self.code_of[:, None].expand_as(teacher), teacher)
-        scores = states @ self.codebook.mT + self.log_mass()[:, None]
-        return F.cross_entropy(scores.flatten(0, 1), summed.flatten(0, 1), reduction="none").view(teacher.shape[:2])
+        scores = torch.baddbmm(self.log_mass()[..., None], self.codebook, states.mT)
+        return _loss(scores, _gather(teacher.mT, self.code_of, self.codebook.shape[1]))
 
     @torch.no_grad()
     def with_unigram(self, counts: Float[Tensor, " vocab"], smoothing: float) -> "VQLogits":
@@ -324,22 +338,27 @@ class StraightThrough(nn.Module):
     def nll(
         self, states: Float[Tensor, "copies batch d"], tokens: Int[Tensor, "copies batch"]
     ) -> Float[Tensor, "copies batch"]:
-        """The loss of each token; in training with the commitment, and the codebook moves once."""
-        code_of = self.map()
-        each = code_of[..., None].expand_as(self.rows)
-        read = self.codebook.gather(1, each)
-        logits = states @ (self.rows + (read - self.rows).detach()).mT
-        loss = _token_loss(logits, tokens)
+        """The loss of each token; in training with the commitment, and the codebook moves once.
+
+        Only K logits are computed. What the softmax's denominator does to the rows of a code it does to all alike, so
+        that their mean may stand in for each of them; the numerator sees the wanted token's own row.
+        """
+        code_of, codes = self.map(), self.codebook.shape[1]
+        counts, sums = _gather(torch.ones_like(self.rows[..., :1]), code_of, codes), _gather(self.rows, code_of, codes)
+        read, means = _scatter(self.codebook, code_of), sums / counts.clamp_min(1)
+        scores = torch.baddbmm(counts.log(), self.codebook + (means - means.detach()), states.mT)
+        every = tokens[..., None].expand_as(states)
+        own = self.rows.gather(1, every)
+        loss = scores.logsumexp(1) - (states * (own + (read.gather(1, every) - own).detach())).sum(2)
         if not self.training:
             return loss
-        commit = (self.rows - read).square().sum(2).mean(1)
         with torch.no_grad():
-            seen = torch.zeros_like(self.counts).scatter_add_(1, code_of, torch.ones_like(self.rows[..., 0]))
-            self.counts.lerp_(seen, 1 - self.decay)
-            self.sums.lerp_(torch.zeros_like(self.sums).scatter_add_(1, each, self.rows), 1 - self.decay)
-            alive = self.counts[..., None] > 1e-3
-            self.codebook = torch.where(alive, self.sums / self.counts[..., None].clamp_min(1e-3), self.codebook)
-        return loss + self.commitment * commit[:, None]
+            self.counts.lerp_(counts[..., 0], 1 - self.decay)
+            self.sums.lerp_(sums, 1 - self.decay)
+            self.codebook = torch.where(
+                self.counts[..., None] > 1e-3, self.sums / self.counts[..., None].clamp_min(1e-3), self.codebook
+            )
+        return loss + self.commitment * (self.rows - read).square().sum(2).mean(1)[:, None]
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -376,9 +395,12 @@ class AdaptiveSoftmax(nn.Module):
     ) -> Float[Tensor, "copies batch"]:
         """Loss of the door for a tail token, plus its loss behind the door."""
         n, rank = self.head.shape[1] - 1, self.rank_of[tokens]
-        first = _token_loss(states @ self.head.mT, rank.clamp_max(n))
-        second = _token_loss(states @ self.down.mT @ self.up.mT, (rank - n).clamp_min(0))
-        return first + torch.where(rank >= n, second, 0)
+        first = _loss(self.head @ states.mT, rank.clamp_max(n))
+        # Only tokens of the tail have to be sought there, and that is what makes it quick.
+        late, at = (rank >= n).byte().topk(int((rank >= n).sum(1).max()))
+        inner = (states @ self.down.mT).gather(1, at[..., None].expand(-1, -1, self.down.shape[1]))
+        second = _loss(self.up @ inner.mT, (rank.gather(1, at) - n).clamp_min(0))
+        return first.scatter_add(1, at, late * second)
 
     @classmethod
     def from_dense(
@@ -400,10 +422,11 @@ class AdaptiveSoftmax(nn.Module):
         require_between(1, len(rows) - 1, n=n)
         require_between(1, min(rows.shape[1], len(rows) - n), q=q)
         ranked = torch.empty_like(rows).index_copy_(0, rank_of, rows)
-        left, scale, right = torch.linalg.svd(ranked[n:], full_matrices=False)
+        up, down, _ = low_rank(F.pad(ranked[n:], (0, 1)), q)
         door = torch.linalg.lstsq(states, (states @ ranked[n:].mT).logsumexp(1, keepdim=True)).solution.mT
-        parts = torch.cat([ranked[:n], door]), right[:q], left[:, :q] * scale[:q]
-        return cls(rank_of, *(part.expand(copies, *part.shape) for part in parts))
+        return cls(
+            rank_of, *(part.expand(copies, *part.shape) for part in (torch.cat([ranked[:n], door]), down[:, :-1], up))
+        )
 
 
 def whitened(
@@ -441,8 +464,8 @@ def low_rank(
         ValueError: a rank below 1 or of more than there is.
     """
     require_between(1, rows.shape[1] - 1, rank=rank)
-    left, scale, right = torch.linalg.svd(rows[:, :-1], full_matrices=False)
-    return left[:, :rank] * scale[:rank], F.pad(right[:rank], (0, 1)), rows[:, -1]
+    main = torch.linalg.eigh(rows[:, :-1].mT @ rows[:, :-1])[1][:, -rank:]
+    return rows[:, :-1] @ main, F.pad(main.mT, (0, 1)), rows[:, -1]
 
 
 def train(
@@ -485,12 +508,12 @@ def least_floor(chances: Float[np.ndarray, " vocab"], most: int) -> Float[np.nda
     require_between(1, len(chances), most=most)
     if abs(chances.sum() - 1) > 1e-6:
         raise ValueError(f"chances must sum to 1, got {chances.sum()}")
-    mass = np.concatenate([[0], np.sort(chances)[::-1].cumsum()]).astype(np.float32)
-    at = np.arange(len(mass))
+    at = np.append(np.arange(np.count_nonzero(chances) + 1), len(chances))  # no cut between tokens that never come
+    mass = np.concatenate([[0], np.sort(chances)[::-1].cumsum()]).astype(np.float32)[at]
     length = np.maximum(at[None] - at[:, None], 1)  # of the last cluster, from the row's place to the column's
     cost = np.where(at[None] > at[:, None], (mass[None] - mass[:, None]) * np.log(length), np.inf).astype(np.float32)
     best, found = cost[0], [cost[0, -1]]
     for _ in range(most - 1):
         best = (best[:, None] + cost).min(0)
         found.append(best[-1])
-    return np.array(found)
+    return np.minimum.accumulate(found)  # a code may stay empty
