@@ -49,6 +49,15 @@ def test_layout_softmax_sums_to_one_over_the_states_of_each_variable():
     torch.testing.assert_close(MIXED.join(MIXED.split(torch.arange(14.0))), torch.arange(14.0))
 
 
+def test_folding_keeps_lengths_and_turns_weights_into_the_same_weights():
+    P = MIXED.fold(torch.eye(14).double()).T.numpy()  # 3 differences and 2 × 4 states
+    np.testing.assert_allclose(P @ P.T, np.eye(11), atol=1e-15)
+    np.testing.assert_allclose(MIXED.unfold(torch.eye(11).double()), P)
+    A = MIXED.unfold(normal(2, 9, 11))  # the columns of a pair are opposite
+    folded = monotone_weights(MIXED.fold(A), MIXED.folded, 0.3).numpy()
+    np.testing.assert_allclose(folded, P @ monotone_weights(A, MIXED, 0.3).numpy() @ P.T, atol=1e-12)
+
+
 @pytest.mark.parametrize("m", [-0.9, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_weights_are_monotone_symmetric_and_hollow(m, scale):
@@ -137,7 +146,8 @@ def test_without_weights_the_answer_is_the_softmax_of_the_biases():
 def test_inference_finds_the_lowest_free_energy_from_every_start(m):
     phi, b = monotone_weights(5 * normal(3, 14), MIXED, m), normal(1, 14, seed=1)
     start = MIXED.softmax(5 * normal(20, 14, seed=2))
-    q = settle(phi, b, MIXED, start, all_free(20, 14), alpha=(1 / steepness(phi)).item(), steps=400)
+    step = (1 / steepness(phi)).item()
+    q = settle(phi, b, MIXED, start, all_free(20, 14), alpha=step, steps=400, tolerance=1e-8)
     assert (q - q[0]).abs().max() < 1e-6
     assert unsettled(phi, b, MIXED, q, all_free(20, 14)).max() < 1e-6
 
@@ -155,7 +165,7 @@ def test_observed_variables_stay_and_act():
     for row, state in enumerate((0, 1)):
         values[row, [0, 3]] = torch.tensor([1.0 - state, float(state)]).double()
         free[row, [0, 3]] = False
-    q = settle(phi, b, MIXED, values, free, alpha=0.05, steps=500)
+    q = settle(phi, b, MIXED, values, free, alpha=0.05, steps=100)
     torch.testing.assert_close(q[:, [0, 3]], values[:, [0, 3]])
     assert (q[0, 6:] - q[1, 6:]).abs().max() > 0.01
 

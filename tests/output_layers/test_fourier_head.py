@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional as F
 
 from paperlab.output_layers import fourier_head as fh
+from paperlab.training import fit
 
 F64 = torch.float64
 
@@ -115,14 +116,13 @@ def test_shrinking_the_start_changes_no_density_but_the_penalty():
 def test_a_representable_target_is_recovered():
     target = fh.density(coefficients(n=5, count=1, seed=7), fh.bin_centres(50))[0] / 25
     head = fh.FourierHead(4, 1, 50, 4, generator=draws(8)).double()
-    opt = torch.optim.Adam(head.parameters(), lr=0.003)
     one = torch.ones(4, 1, 1, dtype=F64)
-    for _ in range(600):
-        opt.zero_grad()
-        gap = fh.divergence(target.expand(4, 50), head(one)[:, 0])
-        gap.sum().backward()
-        opt.step()
-    assert gap.min() < 1e-4
+
+    def gap():
+        return fh.divergence(target.expand(4, 50), head(one)[:, 0])
+
+    fit(head.parameters(), lambda step: gap().sum(), steps=200, lr=0.003, schedule="cosine")
+    assert gap().min() < 1e-4
 
 
 def test_smoothness_against_scipys_wrapped_filter():

@@ -143,6 +143,14 @@ def test_losses_of_the_rivals():
     assert na.HEADS["softmax + Dice"].loss(certain, y[:1], w, w).item() == pytest.approx(0, abs=1e-9)
 
 
+def test_the_chained_loss_is_the_log_likelihood_of_its_own_levels():
+    out, y, w = scores(2, 3, 3, 4, 4), labels(2, 3, 4, 4), torch.ones(2, 3, 4, 4, dtype=F64)
+    head = na.HEADS["three chained"]
+    p = -F.pad(F.pad(head.exceed(out, w), (0, 0, 0, 0, 1, 0), value=1.0), (0, 0, 0, 0, 0, 1)).diff(dim=2)
+    expected = -p.gather(2, y[:, :, None]).log().mean((1, 2, 3, 4))
+    torch.testing.assert_close(head.loss(out, y, w, w), expected)
+
+
 def test_mla_is_three_sigmoids_on_one_score_up_to_what_leaks_between_the_steps():
     """Far steps add next to nothing: the sum of all three binary losses is the modified cross-entropy + leakage."""
     x, y, cuts = torch.linspace(-0.9, 0.9, 60, dtype=F64)[None], labels(1, 60), na.thresholds().double()
@@ -183,10 +191,10 @@ def test_class_weights_have_mean_one_and_favour_the_rare():
 
 
 def test_stacked_networks_run_as_if_alone_and_equal_seeds_share_the_trunk():
-    x = torch.randn(3, 2, 2, 16, 16, generator=draws(7))
+    x = torch.randn(2, 2, 16, 16, generator=draws(7))
     together = na.StackedUNet([5, 6, 5], 3)(x)
     for i, seed in enumerate((5, 6, 5)):
-        torch.testing.assert_close(na.StackedUNet([seed], 3)(x[i : i + 1])[0], together[i], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(na.StackedUNet([seed], 3)(x)[0], together[i], atol=1e-5, rtol=1e-4)
     a, b = na.StackedUNet([5], 1), na.StackedUNet([5], 4)
     assert all(torch.equal(a.w[name], b.w[name]) for name in a.w if name != "last")
     assert together.shape == (3, 2, 3, 16, 16)
@@ -194,7 +202,7 @@ def test_stacked_networks_run_as_if_alone_and_equal_seeds_share_the_trunk():
 
 def test_the_network_is_what_its_plain_layers_say():
     """The same weights in torch's own layers, one image."""
-    net, x = na.StackedUNet([3], 1), torch.randn(1, 1, 2, 16, 16, generator=draws(8))
+    net, x = na.StackedUNet([3], 1), torch.randn(1, 2, 16, 16, generator=draws(8))
     w = {name: value[0] for name, value in net.w.items()}
 
     def act(m):
@@ -203,7 +211,7 @@ def test_the_network_is_what_its_plain_layers_say():
     def block(m, name):
         return m + F.conv2d(act(F.conv2d(act(m), w[name + "1"], padding=1)), w[name + "2"], padding=1)
 
-    fine = block(F.conv2d(F.pixel_unshuffle(x[0], 2), w["stem"], padding=1), "fine")
+    fine = block(F.conv2d(F.pixel_unshuffle(x, 2), w["stem"], padding=1), "fine")
     coarse = block(F.conv2d(act(fine), w["down"], padding=1, stride=2), "coarse")
     both = torch.cat([act(fine), act(coarse).repeat_interleave(2, -1).repeat_interleave(2, -2)], 1)
     out = F.pixel_shuffle(F.conv2d(act(F.conv2d(both, w["join"], padding=1)), w["last"]), 2)
@@ -213,12 +221,16 @@ def test_the_network_is_what_its_plain_layers_say():
 def test_side_by_side_training_is_training_alone():
     sets = [torch.stack(part) for part in zip(*(na.make_images(6, seed=s, size=16) for s in (1, 2)), strict=True)]
     head = na.mla(learn=True)
-    both = na.train(head, *sets, seeds=[1, 2], rates=[0.01, 0.03], steps=4, batch=2)
-    alone = na.train(head, sets[0][1:], sets[1][1:], seeds=[2], rates=[0.03], steps=4, batch=2)
     images = sets[0][0]
+    both = na.train(head, *(part[[0, 0, 1, 1]] for part in sets), seeds=[1, 1, 2, 2], rates=[0.01, 0.03] * 2, steps=4,
+                    batch=2)  # fmt: skip
+    alone = na.train(head, sets[0][1:], sets[1][1:], seeds=[2], rates=[0.03], steps=4, batch=2)
     torch.testing.assert_close(both.scores(images)[3], alone.scores(images)[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(both.cuts[3], alone.cuts[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(both.take([3, 0]).scores(images), both.scores(images)[[3, 0]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        (both.take([1]) + alone).scores(images)[1], alone.scores(images)[0], atol=1e-5, rtol=1e-4
+    )
     assert (both.cuts.diff(dim=1) > 0).all()
     assert (both.cuts != na.thresholds()).any(1).all()
 
@@ -227,7 +239,7 @@ def test_heads_that_train_together_train_alone():
     images, y = (part[None] for part in na.make_images(6, seed=1, size=16))
     heads = na.mla(k=4.0, h=1.0), na.mla(na.squared_difference, learn=True)
     both = na.train(na.together(*heads), images.repeat(2, 1, 1, 1, 1), y.repeat(2, 1, 1, 1), seeds=[3, 3],
-                    rates=[0.02], steps=3, batch=2)  # fmt: skip
+                    rates=[0.02, 0.02], steps=3, batch=2)  # fmt: skip
     assert torch.equal(both.cuts[0], na.thresholds(h=1.0))
     for i, head in enumerate(heads):
         alone = na.train(head, images, y, seeds=[3], rates=[0.02], steps=3, batch=2)
@@ -235,6 +247,34 @@ def test_heads_that_train_together_train_alone():
         torch.testing.assert_close(both.cuts[i], alone.cuts[0], atol=1e-4, rtol=1e-4)
         exceed = both.head.exceed(both.scores(images[0]), both.cuts)[i]
         torch.testing.assert_close(exceed, head.exceed(alone.scores(images[0]), alone.cuts)[0], atol=1e-2, rtol=0)
+
+
+def test_a_head_beside_one_with_more_channels_reads_only_its_own():
+    out, y, w = scores(4, 3, 4, 4, 4), labels(4, 3, 4, 4), torch.rand(4, 3, 4, 4, generator=draws(9), dtype=F64)
+    heads, cuts = (na.HEADS["softmax"], na.HEADS["MLA"]), na.thresholds().double().repeat(4, 1)
+    both = na.together(*heads)
+    for i, head in enumerate(heads):
+        own = slice(2 * i, 2 * i + 2)
+        alone = head.loss(out[own, :, : head.channels], y[own], w[own], cuts[own])
+        torch.testing.assert_close(both.loss(out, y, w, cuts)[own], alone)
+    images, truth = (part[None].repeat(2, *[1] * part.ndim) for part in na.make_images(4, seed=1, size=16))
+    trained = na.train(both, images, truth, seeds=[1, 2], rates=[0.02, 0.01], steps=2, batch=2)
+    assert trained.scores(images[0]).shape == (2, 4, 4, 16, 16)
+    assert trained.take([1], heads[1]).scores(images[0]).shape == (1, 4, 1, 16, 16)
+
+
+def test_a_step_of_training_is_a_step_on_the_unfolded_picture():
+    """One step of AdamW by hand, from the loss of the pixels as they lie."""
+    images, y = (part[None] for part in na.make_images(5, seed=2, size=16))
+    head, pick = na.HEADS["softmax"], torch.randint(5, (3,), generator=draws(4))
+    net, weight = na.StackedUNet([4], 4), na.class_weights(y)
+    nll = F.cross_entropy(net(images[0, pick])[0], y[0, pick], reduction="none")
+    (weight[0][y[0, pick]] * nll).mean().backward()
+    trained = na.train(head, images, y, seeds=[4], rates=[0.01], steps=1, batch=3)
+    for name, w in net.w.items():
+        clear = w.grad.abs() > 1e-5  # Adam's first step is the sign of the gradient
+        moved = (trained.net.w[name] - w)[clear]
+        torch.testing.assert_close(moved, -0.01 * w.grad[clear].sign(), atol=1e-4, rtol=0)
 
 
 def test_the_layouts_have_equal_areas_and_only_one_is_nested():
@@ -268,7 +308,6 @@ def test_the_layouts_have_equal_areas_and_only_one_is_nested():
         (lambda: na.squared_difference(torch.zeros(1, 2), torch.tensor([[0, -1]]), na.thresholds()), "y must"),
         (lambda: na.mla(k=0.0), "k must"),
         (lambda: na.together(), "heads"),
-        (lambda: na.together(na.mla(), na.HEADS["softmax"]), "channels"),
         (lambda: na.StackedUNet([], 1), "seeds"),
         (lambda: na.class_weights(torch.zeros(1, 1, 4, 4, dtype=torch.long)), "share of every class"),
         (lambda: na.jumps(torch.zeros(2, 2, dtype=torch.long), height=0), "height"),
@@ -276,8 +315,8 @@ def test_the_layouts_have_equal_areas_and_only_one_is_nested():
         (lambda: na.make_images(2, seed=0, size=8), "size"),
         (
             lambda: na.train(na.mla(), torch.zeros(2, 3, 2, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.long),
-                             seeds=[1], rates=[0.1], steps=1),
-            "seeds",
+                             seeds=[1, 2], rates=[0.1], steps=1),
+            "seeds and rates",
         ),
     ],
 )  # fmt: skip

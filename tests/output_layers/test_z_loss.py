@@ -117,6 +117,22 @@ def test_implicit_moments_and_their_gradients_are_those_of_the_scores():
     torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("size", [1.0, 1000.0])  # scores so far apart that a probability underflows
+def test_cross_entropy_is_torchs_with_label_smoothing(size):
+    h, w = size * draw(2, 7, 4), draw(2, 9, 4, seed=1)
+    c, smoothing = torch.tensor([[0, 3, 3, 8, 5, 1, 0], [2, 2, 2, 2, 7, 6, 8]]), torch.tensor([0.0, 0.3], dtype=F64)
+    h.requires_grad_()
+    w.requires_grad_()
+    mine = zl.cross_entropy(h, w, c, smoothing)
+    true = torch.stack(
+        [F.cross_entropy(h[j] @ w[j].T, c[j], label_smoothing=smoothing[j].item()) for j in range(len(h))]
+    )
+    torch.testing.assert_close(mine, true)
+    upstream = torch.tensor([2.0, -3.0], dtype=F64)
+    one, other = (torch.autograd.grad((upstream * loss).sum(), (h, w)) for loss in (mine, true))
+    torch.testing.assert_close(one, other)
+
+
 def dense(w, h, c, loss, lr):
     """A step of torch's own gradient descent on the full matrix."""
     w, h = w.clone().requires_grad_(), h.clone().requires_grad_()
@@ -198,6 +214,12 @@ def stepped(hidden: torch.Tensor, labels: torch.Tensor, lr: float = 0.1) -> torc
     return layer.step(hidden, labels, lambda m: zl.z_slopes(m, 1.0, 2.0), lr)
 
 
+def crossed(label: int = 0, smoothing: float = 0.0) -> torch.Tensor:
+    return zl.cross_entropy(
+        torch.zeros(1, 1, 2), torch.zeros(1, 3, 2), torch.tensor([[label]]), torch.tensor([smoothing])
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
@@ -208,6 +230,8 @@ def stepped(hidden: torch.Tensor, labels: torch.Tensor, lr: float = 0.1) -> torc
         (lambda: zl.spherical_softmax(zl.moments(torch.rand(1, 3), torch.tensor([0])), 0.0), "eps"),
         (lambda: zl.taylor_softmax(zl.moments(torch.rand(1, 3), torch.tensor([0])), -1.0), "temperature"),
         (lambda: zl.implicit_moments(torch.zeros(1, 1, 2), torch.zeros(1, 3, 2), torch.tensor([[3]])), "labels"),
+        (lambda: crossed(label=3), "labels"),
+        (lambda: crossed(smoothing=1.5), "smoothing"),
         (lambda: zl.ranks(torch.zeros(1, 3), torch.tensor([-1])), "labels"),
         (lambda: zl.squared_error(zl.moments(torch.rand(1, 3), torch.tensor([0])), 0.0), "height"),
         (lambda: stepped(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)), "labels"),

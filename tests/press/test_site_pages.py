@@ -1,5 +1,7 @@
 """What the site generates from the executed notebooks: ledger, index, totals, cards, bylines."""
 
+import base64
+import io
 import json
 import re
 
@@ -7,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from paperbook.catalog import load_catalog
 from paperbook.claims import MIME, Ledger, compare, exact, trend
@@ -156,7 +159,8 @@ def shelf(tmp_path):
             "seconds": 120, "device": "CPU",
             "scores": {"easy": {**score, "bar": 0.8}, "hard": {**score, "bar": 0.95}, "free": score},
             "heads": {"induction": [[0.1234, 1.2], [0.0, 0.5]]}, "stream": {"median": [1.0, 2.04], "largest": [3, 40]},
-            "samples": [["def", " f(<x>):\n    pass"]]}  # fmt: skip
+            "samples": [["def", " f(<x>):\n    pass"]],
+            "pictures": [["a <dot>.", g, base64.b64encode(bytes(range(12))).decode()] for g in (1.0, 3.0)]}  # fmt: skip
     (folder / "pocket-x.json").write_text(json.dumps(card))
     return tmp_path
 
@@ -179,6 +183,17 @@ def test_a_model_shows_its_heads_its_stream_and_what_it_writes(shelf):
     assert "| 1 | 2.0 | 40.0 |" in stream
     assert "The largest is 20 times its layer's median (largest, layer 1)." in stream
     assert "<b>def</b> f(&lt;x&gt;):\n    pass</pre>" in zoo.samples(shelf, "pocket-x")
+
+
+def test_a_model_shows_what_it_paints(shelf):
+    table = zoo.pictures(shelf, "pocket-x")
+    assert '<th scope="row">a &lt;dot&gt;.</th>' in table
+    assert [f"guidance {g}" in table for g in (1, 2, 3)] == [True, False, True]
+    alt, source = re.findall(r'alt="([^"]+)" src="data:image/png;base64,([^"]+)"', table)[1]
+    assert alt == "a &lt;dot&gt;. At guidance 3."
+    shown = Image.open(io.BytesIO(base64.b64decode(source)))
+    assert shown.size == (2, 2)
+    assert [shown.getpixel(at) for at in ((0, 0), (1, 0), (0, 1), (1, 1))] == [(k, k + 1, k + 2) for k in (0, 3, 6, 9)]
 
 
 def test_the_map_of_a_part_shows_claims_as_squares_and_what_is_missing(executed):

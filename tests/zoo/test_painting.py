@@ -1,5 +1,6 @@
 """The painting task and its scores: against closed forms, and painters whose scores are known before they paint."""
 
+import base64
 from collections import Counter
 
 import pytest
@@ -68,6 +69,16 @@ def test_who_knows_the_picture_paints_it():
     stub = Stub(lambda x, t: from_picture(x, (2 * picture - 1).expand_as(x), t))
     found = painting.paint(stub, ["a red circle.", "a blue bar."], seed=0, steps=3, eta=0.5)
     torch.testing.assert_close(found, picture.expand(2, -1, -1, -1), atol=1e-5, rtol=0)
+
+
+def test_a_portrait_is_the_pictures_pixels():
+    shade = torch.tensor([0.2, 0.4, 0.8])[:, None, None]
+    told = painting.portrait(Stub(lambda x, t: from_picture(x, (2 * shade - 1).expand_as(x), t)))
+    assert [(caption, guidance) for caption, guidance, _ in told["pictures"]] == [
+        (caption, guidance) for guidance in (1.0, 3.0) for caption in painting.ASKED
+    ]
+    pixels = base64.b64decode(told["pictures"][-1][2])
+    assert pixels == bytes([51, 102, 204]) * painting.SIZE**2
 
 
 def test_the_noise_of_a_caption_does_not_depend_on_its_company():

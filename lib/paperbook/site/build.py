@@ -198,6 +198,7 @@ def _fill(path: Path, root: Path, catalog: Catalog, found: list[Page]) -> str:
         "heads": lambda name: zoo.heads(root, name),
         "stream": lambda name: zoo.stream(root, name),
         "samples": lambda name: zoo.samples(root, name),
+        "pictures": lambda name: zoo.pictures(root, name),
         "index": lambda _: pages.paper_index(catalog, found),
         "part": lambda slug: pages.part_list(parts[slug], found),
         "part title": lambda slug: parts[slug].title,

@@ -1,8 +1,13 @@
 """The page about the pocket models, from the cards that measuring them wrote: nothing here is typed by hand."""
 
+import base64
 import html
+import io
 import json
+import math
 from pathlib import Path
+
+from PIL import Image
 
 from paperbook.site.pages import raw
 
@@ -75,6 +80,32 @@ def samples(root: Path, name: str) -> str:
         for prompt, text in _card(root, name)["samples"]
     )
     return raw(found)
+
+
+def pictures(root: Path, name: str) -> str:
+    """What a model paints: a table, a row a caption and a column a guidance."""
+    found: dict[str, dict[float, str]] = {}
+    for caption, guidance, pixels in _card(root, name)["pictures"]:
+        found.setdefault(caption, {})[guidance] = pixels
+    columns = "".join(f'<th scope="col">guidance {g:g}</th>' for g in next(iter(found.values())))
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(caption)}</th>'
+        + "".join(f"<td>{_picture(pixels, f'{caption} At guidance {g:g}.')}</td>" for g, pixels in row.items())
+        + "</tr>"
+        for caption, row in found.items()
+    )
+    return raw(
+        f'<table class="paperlab-pictures"><thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _picture(pixels: str, alt: str) -> str:
+    """A square picture from its pixels' bytes."""
+    data = base64.b64decode(pixels)
+    side, out = math.isqrt(len(data) // 3), io.BytesIO()
+    Image.frombytes("RGB", (side, side), data).save(out, format="png")
+    source = base64.b64encode(out.getvalue()).decode()
+    return f'<img class="dark-light" alt="{html.escape(alt)}" src="data:image/png;base64,{source}">'
 
 
 def _card(root: Path, name: str) -> dict:

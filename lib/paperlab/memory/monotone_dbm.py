@@ -8,67 +8,16 @@ Feng, Winston and Kolter (2023), https://arxiv.org/abs/2307.04990. The model is
 $p(x) \propto \exp(\frac12 x^\top \Phi x + b^\top x)$ over one-hot variables; $q$ holds all their marginals in one row.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperlab.checks import require_at_least, require_between, require_finite, require_one_of
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the states of each variable lie in a row: ``runs`` of (number of variables, states of each).
-
-    Within a run the states are outermost: state 0 of all its variables, then state 1 of all of them, and so on.
-
-    Raises:
-        ValueError: a run without variables, or a variable with fewer than 2 states.
-    """
-
-    runs: tuple[tuple[int, int], ...]
-
-    def __post_init__(self) -> None:
-        require_at_least(1, **{"number of variables in a run": min(n for n, _ in self.runs)})
-        require_at_least(2, **{"number of states in runs": min(k for _, k in self.runs)})
-
-    @property
-    def units(self) -> int:
-        """Length of a row."""
-        return sum(n * k for n, k in self.runs)
-
-    def split(self, x: Shaped[Tensor, "*batch units"]) -> list[Shaped[Tensor, "*batch states variables"]]:
-        """The row run by run, with an axis for the states."""
-        parts = x.split([n * k for n, k in self.runs], dim=-1)
-        return [part.unflatten(-1, (k, n)) for part, (n, k) in zip(parts, self.runs, strict=True)]
-
-    def join(self, parts: Sequence[Shaped[Tensor, "*batch _ _"]]) -> Shaped[Tensor, "*batch units"]:
-        """The inverse of `split`; what was summed over the states is repeated for each of them."""
-        full = [p.expand(*p.shape[:-2], k, n).flatten(-2) for p, (n, k) in zip(parts, self.runs, strict=True)]
-        return torch.cat(full, dim=-1)
-
-    def softmax(self, logits: Float[Tensor, "*batch units"]) -> Float[Tensor, "*batch units"]:
-        """Softmax over the states of each variable."""
-        return self.join([_softmax(part) for part in self.split(logits)])
-
-    def same(self) -> Bool[Tensor, "units units"]:
-        """Which pairs of units are states of one variable."""
-        first = itertools.accumulate([0] + [n for n, _ in self.runs])
-        owner = self.join([start + torch.arange(n)[None] for start, (n, _) in zip(first, self.runs, strict=False)])
-        return owner[:, None] == owner
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    if logits.shape[-2] > 2:
-        return logits.softmax(-2)
-    u = logits[..., 1:, :] - logits[..., :1, :]  # the same for two states, and several times as fast
-    on = torch.sigmoid(u)
-    return torch.cat([1 - on, on], -2)
+from paperlab.nn.one_hot import Layout
 
 
 def monotone_weights(
@@ -87,11 +36,18 @@ def monotone_weights(
     bound, scale, first, gram = (1 - torch.as_tensor(m, dtype=A.dtype, device=A.device)).sqrt(), [], 0, A.mT @ A
     for n, k in layout.runs:
         units = first + torch.arange(k * n, device=A.device).view(k, n).T  # the states of each variable
-        norm = torch.linalg.eigvalsh(gram[..., units[:, :, None], units[:, None]])[..., -1].clamp(min=1e-12).sqrt()
-        scale.append((bound[..., None] / norm).clamp(max=1)[..., None, :])
+        top = _largest_eigenvalue(gram[..., units[:, :, None], units[:, None]])
+        scale.append((bound[..., None] / top.clamp(min=1e-12).sqrt()).clamp(max=1)[..., None, :])
         first += k * n
     d = layout.join(scale)
     return -(d[..., None] * gram * d[..., None, :]).masked_fill(layout.same().to(A.device), 0)
+
+
+def _largest_eigenvalue(block: Tensor) -> Tensor:
+    if block.shape[-1] != 2:
+        return block[..., 0, 0] if block.shape[-1] == 1 else torch.linalg.eigvalsh(block)[..., -1]
+    a, b, c = block[..., 0, 0], block[..., 0, 1], block[..., 1, 1]  # a quadratic equation, much faster than LAPACK
+    return (a + c) / 2 + ((a - c).square() / 4 + b.square()).clamp(min=1e-24).sqrt()
 
 
 def free_weights(W: Float[Tensor, "*copies units units"], layout: Layout) -> Float[Tensor, "*copies units units"]:
@@ -130,6 +86,8 @@ def prox(
     in $\log z$ (which keeps $z$ positive) for given $\nu$, Newton's for $\nu$. At $\alpha = 1$ it is the softmax, as
     $\alpha \to 0$ the projection onto the simplex. Returns $z$, and $(\log z, \nu)$ as the ``start`` of a similar call.
 
+    Of two states the difference is enough: a ``y`` with a single state is a pair that `Layout.fold` has folded.
+
     Newton begins at the $\nu$ where the likeliest state alone has $z = 1$. The sum of $z$ is convex and rising in
     $\nu$, so that it comes down from there without ever passing the root. It stops early once all sums are within
     ``precision`` of 1.
@@ -139,20 +97,23 @@ def prox(
     """
     require_between(1e-9, 1, alpha=alpha)
     if y.shape[-2] == 2:
+        s, warm = prox((y[..., 1:, :] - y[..., :1, :]) / 2**0.5, alpha, start, newton=newton, precision=precision)
+        return torch.cat([0.5 - s / 2**0.5, 0.5 + s / 2**0.5], -2), warm
+    if y.shape[-2] == 1:
         return _prox_of_two(y, alpha, start, newton, precision)
-    highest = 1 - y.amax(-2, keepdim=True)
-    lowest = highest - (1 - alpha) * (1 - 1 / y.shape[-2]) - alpha * math.log(y.shape[-2])  # there it has 1 / states
+    rest, highest = 1 - alpha, 1 - y.amax(-2, keepdim=True)
+    lowest = highest - (rest * (1 - 1 / y.shape[-2]) + alpha * math.log(y.shape[-2]))  # there it has 1 / states
     log_z, nu = start or (((y + highest - alpha) / alpha).clamp(max=0), highest)
     for _ in range(newton):
-        nu = torch.maximum(torch.minimum(nu, highest), lowest)
+        nu = nu.clamp(lowest, highest)
         c = y + (nu - alpha)
         for _ in range(halley):
-            t = (1 - alpha) * log_z.exp()  # the equation is h(log z) = c; t is also the second derivative of h
+            t = rest * log_z.exp()  # the equation is h(log z) = c; t is also the second derivative of h
             slope, miss = alpha + t, alpha * log_z + t - c
             square = slope.square()
             log_z = (log_z - miss * slope / torch.maximum(square - miss * t / 2, square / 2)).clamp_(max=0)
         z = log_z.exp()
-        slope = alpha + (1 - alpha) * z
+        slope = alpha + rest * z
         excess = z.sum(-2, keepdim=True) - 1
         move = excess / (z / slope).sum(-2, keepdim=True)
         nu, log_z = nu - move, (log_z - move / slope).clamp_(max=0)
@@ -168,20 +129,18 @@ def _prox_of_two(
 
     Newton's method for the log-odds $u$, taken without its sign. For $u > 0$ the left side is concave, so that it
     climbs from the lower bound without ever passing the root; whoever starts above is sent back to the bound at worst.
+    Input and output are folded, $(y_1 - y_0)/\sqrt2$ and $\tanh(u/2)/\sqrt2$.
     """
-    d = y[..., 1:, :] - y[..., :1, :]
-    size = d.abs()
-    least = ((size - (1 - alpha)) / alpha).clamp_(min=0)
+    size, rest, mean = y.abs().mul_(2**0.5), 1 - alpha, (1 + alpha) / 2
+    least = ((size - rest) / alpha).clamp_(min=0)
     u = least if start is None else torch.maximum(start[0], least)
     for _ in range(newton):
         th = torch.sigmoid(u).mul_(2).sub_(1)  # tanh(u / 2), twice as fast
-        slope = th.square().mul_((alpha - 1) / 2).add_((1 + alpha) / 2)
-        miss = th.mul_(1 - alpha).add_(alpha * u).sub_(size)
-        u = torch.maximum(u - miss / slope, least)
+        miss = (th * rest).add_(alpha * u).sub_(size)
+        u = torch.maximum(u - miss / (mean - th.square_().mul_(rest / 2)), least)
         if precision and miss.abs().max() <= precision:
             break
-    on = torch.sigmoid(torch.copysign(u, d))
-    return torch.cat([1 - on, on], -2), (u, u)
+    return torch.sigmoid(u).mul_(2**0.5).sub_(0.5**0.5).copysign_(y), (u, u)
 
 
 def prox_jacobian(
@@ -189,10 +148,21 @@ def prox_jacobian(
 ) -> Float[Tensor, "*batch states variables"]:
     r"""$J v$ for the derivative $J = D - D 1 1^\top D / 1^\top D 1$ of `prox` where its value is $z$.
 
-    $D = \mathrm{diag}(z / (\alpha + (1 - \alpha) z))$; at $\alpha = 1$ it is that of the softmax.
+    $D = \mathrm{diag}(z / (\alpha + (1 - \alpha) z))$; at $\alpha = 1$ it is that of the softmax. A folded pair has
+    one number instead, that of the tanh.
     """
-    D = z / (alpha + (1 - alpha) * z)
-    return D * (v - (D * v).sum(-2, keepdim=True) / D.sum(-2, keepdim=True))
+    return _project(_slope(z, alpha), v)
+
+
+def _slope(z: Tensor, alpha: float | Tensor) -> Tensor:
+    if z.shape[-2] == 1:
+        return 1 / (1 - alpha + 2 * alpha / (1 - 2 * z.square()).clamp(min=0))
+    return z / (alpha + (1 - alpha) * z)
+
+
+def _project(D: Tensor, v: Tensor) -> Tensor:
+    Dv = D * v
+    return Dv if D.shape[-2] == 1 else Dv - D * (Dv.sum(-2, keepdim=True) / D.sum(-2, keepdim=True))
 
 
 def settle(
@@ -214,7 +184,8 @@ def settle(
     ``average``: $q \leftarrow (1 - \alpha) q + \alpha\,\mathrm{softmax}(\Phi q + b)$, undamped at $\alpha = 1$.
     ``values`` holds the observed states and, where ``free``, the start. ``inner`` counts the steps of Newton and Halley
     in a prox, which begins where the last one ended. Stops early once no marginal moves by more than ``tolerance``
-    times $\alpha$.
+    times $\alpha$. The rows are folded first (`Layout.fold`): the same steps in other orthogonal coordinates, and
+    between binary variables a quarter of the multiplications.
 
     Raises:
         ValueError: an unknown ``damping``, ``alpha`` outside (0, 1], ``steps`` below 1, or weights that are not finite.
@@ -224,20 +195,23 @@ def settle(
     require_between(1e-9, 1, alpha=alpha)
     require_finite(phi=phi, b=b)
     inside = alpha[..., None] if isinstance(alpha, Tensor) else alpha  # one axis more where states have their own
-    q, warm, mask, fixed = values, [None] * len(layout.runs), free.to(values), values * ~free
+    middle = layout.join([torch.full((1, 1), 0.5 if k == 2 else 0.0) for _, k in layout.runs]).to(values)[None]
+    folded, pull, still = layout.folded, layout.fold(layout.fold(phi).mT), layout.fold(b + middle @ phi)
+    s, mask, warm = layout.fold(values), layout.fold_mask(free).to(values), [None] * len(layout.runs)
+    fixed = s * (1 - mask)
     for step in range(steps):
-        field = q @ phi + b
+        field = s @ pull + still
         if damping == "average":
-            new = q + alpha * (layout.softmax(field) - q)
+            new = torch.lerp(s, folded.softmax(field), alpha)
         else:
-            newton, halley = inner if step else (8, 3)
-            ys = layout.split(q + alpha * (field - q))
+            newton, halley = inner if step else (4, 3)
+            ys = folded.split(torch.lerp(s, field, alpha))
             found = [prox(y, inside, w, newton=newton, halley=halley) for y, w in zip(ys, warm, strict=True)]
-            new, warm = layout.join([z for z, _ in found]), [w for _, w in found]
-        q, old = torch.addcmul(fixed, new, mask), q
-        if tolerance and ((q - old).abs() <= tolerance * alpha).all():
+            new, warm = folded.join([z for z, _ in found]), [w for _, w in found]
+        s, old = torch.addcmul(fixed, new, mask), s
+        if tolerance and ((s - old).abs() <= tolerance * alpha).all():
             break
-    return q
+    return torch.where(free, middle + layout.unfold(s), values)
 
 
 def unsettled(
@@ -278,17 +252,16 @@ class Equilibrium(torch.autograd.Function):
         """Gradients in the weights and the biases."""
         phi, q, free = ctx.saved_tensors
         layout, alpha, steps = ctx.layout, ctx.options["alpha"], ctx.options["steps"]
-        inside = alpha[..., None] if isinstance(alpha, Tensor) else alpha
         average = ctx.options.get("damping") == "average"
-        zs, w, mask = layout.split(q), torch.zeros_like(q), free.to(q)
+        inside = 1.0 if average else alpha[..., None] if isinstance(alpha, Tensor) else alpha
+        folded, pull, mask = layout.folded, layout.fold(layout.fold(phi).mT), layout.fold_mask(free).to(q)
+        g, slopes = layout.fold(g), [_slope(z, inside) for z in folded.split(layout.fold(q))]
+        w = torch.zeros_like(g)
         for _ in range(steps):
-            pull = g + w @ phi.mT
-            v = pull if average else w + alpha * (pull - w)
-            Jv = [
-                prox_jacobian(z, part, 1.0 if average else inside) for z, part in zip(zs, layout.split(v), strict=True)
-            ]
-            new = layout.join(Jv) * mask
-            w = w + alpha * (new - w) if average else new
+            vs = folded.split(torch.lerp(w, g + w @ pull, 1.0 if average else alpha))
+            new = folded.join([_project(D, v) for D, v in zip(slopes, vs, strict=True)]) * mask
+            w = torch.lerp(w, new, alpha) if average else new
+        w = layout.unfold(w)
         return q.mT @ w, w.sum(-2, keepdim=True), None, None, None, None
 
 
@@ -328,7 +301,7 @@ class Machine(nn.Module):
         centre = layout.join([torch.cat([1 - on, on], -2), torch.full((copies, 1, classes, 1), 1 / classes)])
         self.register_buffer("m", torch.as_tensor(m if self.monotone else 1.0, dtype=ink.dtype).expand(copies).clone())
         self.register_buffer("centre", centre)
-        self.register_buffer("direction", torch.randn(copies, n, 1, generator=generator))
+        self.register_buffer("direction", layout.fold(torch.randn(copies, 1, n, generator=generator)).mT)
         noise = 0.1 / n**0.5 * torch.randn(copies, n, n, generator=generator)
         self.weight = nn.Parameter(noise + torch.eye(n) if self.monotone else noise)
         self.b = nn.Parameter(centre.log())
@@ -337,9 +310,22 @@ class Machine(nn.Module):
 
     def model(self) -> tuple[Float[Tensor, "copies units units"], Float[Tensor, "copies 1 units"]]:
         r"""$\Phi$ and $b - \Phi\mu$. What in $A$ is common to all states of a variable is only a bias, and left out."""
-        weight = self.layout.join([part - part.mean(-2, keepdim=True) for part in self.layout.split(self.weight)])
-        phi = monotone_weights(weight, self.layout, self.m) if self.monotone else free_weights(weight, self.layout)
+        if self.monotone:
+            phi = self.layout.unfold(self.layout.unfold(self.folded_model()[0]).mT)
+        else:
+            phi = free_weights(self._without_common(self.weight, self.layout), self.layout)
         return phi, self.b - self.centre @ phi
+
+    def folded_model(self) -> tuple[Float[Tensor, "copies folded folded"], Float[Tensor, "copies 1 folded"]]:
+        """The same, folded: all that inference needs, and a quarter of the entries."""
+        layout, folded = self.layout, self.layout.folded
+        W = self._without_common(layout.fold(self.weight), folded)
+        phi = monotone_weights(W, folded, self.m) if self.monotone else free_weights(layout.fold(W.mT), folded)
+        return phi, layout.fold(self.b) - layout.fold(self.centre) @ phi
+
+    @staticmethod
+    def _without_common(W: Tensor, layout: Layout) -> Tensor:
+        return layout.join([p if p.shape[-2] == 1 else p - p.mean(-2, keepdim=True) for p in layout.split(W)])
 
     def clamp(
         self, images: Float[Tensor, "copies batch pixels"], seen: Bool[Tensor, "copies batch pixels"]
@@ -356,28 +342,35 @@ class Machine(nn.Module):
         """The largest step that both the setting and the weights allow; a plain half for the unconstrained rival."""
         if not self.monotone:
             return 0.5
+        phi = phi.detach()
+        if phi.shape[-1] == self.layout.units:
+            phi = self.layout.fold(self.layout.fold(phi).mT)
         for _ in range(3):
-            self.direction = F.normalize(self.direction - phi.detach() @ self.direction, dim=1)
-        stretch = (self.direction - phi.detach() @ self.direction).norm(dim=1, keepdim=True)
+            self.direction = F.normalize(self.direction - phi @ self.direction, dim=1)
+        stretch = (self.direction - phi @ self.direction).norm(dim=1, keepdim=True)
         return (1 / stretch).clamp(max=self.largest)
 
     def forward(
         self, images: Float[Tensor, "copies batch pixels"], seen: Bool[Tensor, "copies batch pixels"]
     ) -> tuple[Float[Tensor, "copies batch pixels"], Float[Tensor, "copies batch classes"]]:
         """Log-odds of every pixel given the others, and logits of the label."""
-        (phi, b), (values, free) = self.model(), self.clamp(images, seen)
+        layout, (phi, b), (values, free) = self.layout, self.folded_model(), self.clamp(images, seen)
         options = {
-            "alpha": self.step_size(phi), "steps": self.steps, "damping": "prox" if self.monotone else "average"
+            "alpha": self.step_size(phi), "steps": self.steps, "damping": "prox" if self.monotone else "average",
+            "inner": (1, 1),
         }  # fmt: skip
-        return self.read(Equilibrium.apply(phi, b, values, free, self.layout, options), phi, b)
+        s = Equilibrium.apply(phi, b, layout.fold(values), layout.fold_mask(free), layout.folded, options)
+        return self._scaled(s @ phi + b)
 
     def read(
         self, q: Float[Tensor, "copies batch units"], phi: Tensor, b: Tensor
     ) -> tuple[Float[Tensor, "copies batch pixels"], Float[Tensor, "copies batch classes"]]:
         """Log-odds of the pixels and logits of the label at the marginals ``q``."""
-        binary, label = self.layout.split(q @ phi + b)
-        odds = binary[..., 1, : self.pixels] - binary[..., 0, : self.pixels]
-        return odds * self.tau.square(), label[..., 0] * self.tau_label.square()
+        return self._scaled(self.layout.fold(q @ phi + b))
+
+    def _scaled(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        odds, label = field[..., : self.pixels] * 2**0.5, field[..., -self.layout.runs[1][1] :]
+        return odds * self.tau.square(), label * self.tau_label.square()
 
 
 class RestrictedMachine(nn.Module):

@@ -76,14 +76,6 @@ def level_probabilities(x: Float[Tensor, "*pixels"], cuts: Float[Tensor, "*nets 
     return -F.pad(F.pad(exceedances(x, cuts, k), (1, 0), value=1.0), (0, 1)).diff(dim=-1)
 
 
-def _edges(x: Tensor, y: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor]:
-    """The step below and the step above level y, of every pixel; minus and plus infinity at the ends."""
-    require_between(0, cuts.shape[-1], y=y)
-    rows = F.pad(F.pad(cuts, (1, 0), value=-torch.inf), (0, 1), value=torch.inf).expand(len(x), -1)
-    at = y.reshape(len(y), -1)
-    return rows.gather(1, at).view(y.shape), rows.gather(1, at + 1).view(y.shape)
-
-
 def modified_cross_entropy(x: Tensor, y: Tensor, cuts: Tensor, k: float = 10.0) -> Float[Tensor, "*pixels"]:
     r"""$-\log P(y)$, pixel by pixel. With the step l below level y and the step u above it,
 
@@ -95,8 +87,11 @@ def modified_cross_entropy(x: Tensor, y: Tensor, cuts: Tensor, k: float = 10.0) 
         ValueError: a label that is no level, or ``k`` not positive.
     """
     require_positive(k=k)
-    low, high = _edges(x, y, cuts)
-    return F.softplus(k * (low - x)) + F.softplus(k * (x - high)) - torch.log1p(-torch.exp(k * (low - high)))
+    require_between(0, cuts.shape[-1], y=y)
+    steps = F.pad(F.pad(cuts, (1, 0), value=-torch.inf), (0, 1), value=torch.inf).expand(len(x), -1)
+    constant = torch.log1p(-torch.exp(-k * steps.diff(dim=1)))  # of each level
+    low, high, constant = (row.gather(1, y.flatten(1)).view(y.shape) for row in (steps[:, :-1], steps[:, 1:], constant))
+    return F.softplus(k * (low - x)) + F.softplus(k * (x - high)) - constant
 
 
 def normalised_cross_entropy(x: Tensor, y: Tensor, cuts: Tensor, k: float = 10.0) -> Float[Tensor, "*pixels"]:
@@ -168,6 +163,18 @@ def _three_binary(out: Scores, y: Labels, weight: Tensor, _: Tensor) -> Float[Te
     return (weight[:, :, None] * loss).sum(2).mean((1, 2, 3))
 
 
+def _three_chained(out: Scores, y: Labels, weight: Tensor, _: Tensor) -> Float[Tensor, " nets"]:
+    """Score n decides only among the pixels that have passed all scores before it."""
+    loss = F.binary_cross_entropy_with_logits(out, cumulative(y).to(out), reduction="none")
+    asked = F.pad(cumulative(y)[:, :, :-1], (0, 0, 0, 0, 1, 0), value=True)
+    return (weight[:, :, None] * asked * loss).sum(2).mean((1, 2, 3))
+
+
+def _chain(out: Scores, _: Tensor) -> Tensor:
+    """P(y ≥ n) as the product of the first n sigmoids: nested as well, with a score for each step."""
+    return out.sigmoid().cumprod(2)
+
+
 def mla(loss: Callable = modified_cross_entropy, k: float = 10.0, h: float = 0.5, learn: bool = False) -> Head:
     """One channel, read by the staircase; ``learn`` makes the steps parameters of the network.
 
@@ -186,30 +193,29 @@ def mla(loss: Callable = modified_cross_entropy, k: float = 10.0, h: float = 0.5
 
 
 def together(*heads: Head) -> Head:
-    """Heads with equally many channels as one: each reads an equal share of the networks, in order.
+    """Several heads as one: each reads an equal share of the networks, in order, and as many channels as it has.
 
     Raises:
-        ValueError: no head, or unequal numbers of channels.
+        ValueError: no head.
     """
     require_nonempty(heads=heads)
-    if len({head.channels for head in heads}) > 1:
-        raise ValueError(f"heads must have equally many channels, got {[head.channels for head in heads]}")
 
     def shared(part: str) -> Callable[..., Tensor]:
-        def call(*given: Tensor) -> Tensor:
-            pieces = zip(*(tensor.chunk(len(heads)) for tensor in given), strict=True)
-            return torch.cat([getattr(head, part)(*piece) for head, piece in zip(heads, pieces, strict=True)])
+        def call(out: Scores, *given: Tensor) -> Tensor:
+            pieces = zip(heads, *(tensor.chunk(len(heads)) for tensor in (out, *given)), strict=True)
+            return torch.cat([getattr(head, part)(own[:, :, : head.channels], *rest) for head, own, *rest in pieces])
 
         return call
 
     steps, learn = sum((head.h for head in heads), ()), sum((head.learn for head in heads), ())
-    return Head(heads[0].channels, shared("loss"), shared("exceed"), shared("regions"), steps, learn)
+    return Head(max(head.channels for head in heads), shared("loss"), shared("exceed"), shared("regions"), steps, learn)
 
 
 HEADS = {
     "softmax": Head(LEVELS, _cross_entropy, _from_softmax, _softmax_regions),
     "softmax + Dice": Head(LEVELS, _soft_dice, _from_softmax, _softmax_regions),
     "three sigmoids": Head(LEVELS - 1, _three_binary, lambda out, _: out.sigmoid(), lambda out, _: out > 0),
+    "three chained": Head(LEVELS - 1, _three_chained, _chain, lambda out, _: _chain(out, _) > 0.5),
     "MLA": mla(),
     "MLA, normalised": mla(normalised_cross_entropy),
     "MLA, squared": mla(squared_difference),
@@ -256,16 +262,21 @@ class StackedUNet(nn.Module):
     def _block(self, x: Tensor, name: str) -> Tensor:
         return x + self._conv(self._act(self._conv(self._act(x), name + "1")), name + "2")
 
-    def forward(self, x: Float[Tensor, "sets batch inputs h w"]) -> Scores:
-        """Every set of images goes to the next nets / sets networks; the images' sides must be divisible by 4."""
-        x = F.pixel_unshuffle(x, 2).repeat_interleave(self.nets // len(x), 0).transpose(0, 1).flatten(1, 2)
+    def folded(self, x: Float[Tensor, "batch nets_inputs h w"]) -> Float[Tensor, "nets batch channels 4 hw"]:
+        """From pixels folded 2 × 2 into channels, the networks one after the other, to scores with the same fold."""
         fine = self._act(self._block(self._conv(x, "stem"), "fine"))
-        coarse = self._block(self._conv(fine, "down", stride=2), "coarse")
-        up = F.interpolate(self._act(coarse), scale_factor=2)
+        up = self._act(self._block(self._conv(fine, "down", stride=2), "coarse"))
+        for d in (-1, -2):  # every pixel twice, along the rows and along the columns
+            up = torch.stack([up, up], d).flatten(d - 1, d)
         both = torch.cat([m.unflatten(1, (self.nets, -1)) for m in (fine, up)], 2).flatten(1, 2)
         top = self._act(self._conv(both, "join")).unflatten(1, (self.nets, -1)).permute(1, 2, 0, 3, 4)
-        out = torch.baddbmm(self.bias[..., None], self.w["last"].flatten(2), top.flatten(2)).unflatten(2, top.shape[2:])
-        return F.pixel_shuffle(out.transpose(1, 2), 2)
+        out = torch.baddbmm(self.bias[..., None], self.w["last"].flatten(2), top.flatten(2))
+        return out.view(self.nets, -1, 4, len(x), x.shape[2:].numel()).movedim(3, 1).contiguous()
+
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Scores:
+        """All networks' scores for the same images; their sides must be divisible by 4."""
+        out = self.folded(F.pixel_unshuffle(x, 2).repeat(1, self.nets, 1, 1))
+        return F.pixel_shuffle(out.unflatten(-1, [side // 2 for side in x.shape[2:]]).flatten(2, 3), 2)
 
 
 @dataclass(frozen=True)
@@ -279,15 +290,23 @@ class Trained:
     @torch.no_grad()
     def scores(self, images: Float[Tensor, "batch inputs h w"]) -> Scores:
         """Every network's scores for the same images."""
-        return self.net(images[None])
+        return self.net(images)[:, :, : self.head.channels]
 
-    def take(self, rows: Sequence[int]) -> "Trained":
-        """Only the networks of these rows."""
+    def take(self, rows: Sequence[int], head: Head | None = None) -> "Trained":
+        """Only the networks of these rows; ``head`` reads them, if they are only one head's."""
         net = copy.deepcopy(self.net)
         net.nets = len(rows)
         for weights in net.parameters():
             weights.data = weights.data[rows]
-        return Trained(net, self.head, self.cuts[rows])
+        return Trained(net, head or self.head, self.cuts[rows])
+
+    def __add__(self, other: "Trained") -> "Trained":
+        """These networks and then those, read by the head of these."""
+        net = copy.deepcopy(self.net)
+        net.nets += other.net.nets
+        for weights, more in zip(net.parameters(), other.net.parameters(), strict=True):
+            weights.data = torch.cat([weights.data, more.data])
+        return Trained(net, self.head, torch.cat([self.cuts, other.cuts]))
 
 
 def class_weights(labels: Int[Tensor, "nets count h w"], levels: int = LEVELS) -> Float[Tensor, "nets levels"]:
@@ -296,33 +315,36 @@ def class_weights(labels: Int[Tensor, "nets count h w"], levels: int = LEVELS) -
     Raises:
         ValueError: a network whose images lack a class.
     """
-    share = F.one_hot(labels, levels).float().mean((1, 2, 3))
+    share = torch.stack([(labels == n).float().mean((1, 2, 3)) for n in range(levels)], 1)
     require_positive(**{"share of every class in labels": share})
     return share.rsqrt() / share.sqrt().sum(1, keepdim=True)
 
 
 def train(
     head: Head,
-    images: Float[Tensor, "sets count inputs h w"],
-    labels: Int[Tensor, "sets count h w"],
+    images: Float[Tensor, "nets count inputs h w"],
+    labels: Int[Tensor, "nets count h w"],
     *,
     seeds: Sequence[int],
     rates: Sequence[float],
     steps: int,
     batch: int = 4,
 ) -> Trained:
-    """One network for each training set and learning rate, set-major; all rates of a set see the same batches.
+    """One network a row, each with its own images, seed and learning rate; equal seeds see equal batches.
 
     Raises:
-        ValueError: unequal numbers of sets and seeds, images that are not finite, or as `paperlab.training.fit`.
+        ValueError: unequal numbers of rows, seeds and rates, images that are not finite, or as `paperlab.training.fit`.
     """
     require_finite(images=images)
-    if not len(images) == len(labels) == len(seeds):
-        raise ValueError(f"seeds must name {len(images)} networks, one a training set, got {len(seeds)}")
-    net = StackedUNet([s for s in seeds for _ in rates], head.channels, inputs=images.shape[2]).to(images.device)
-    weight = class_weights(labels)
-    draws = [generator(seed) for seed in seeds]
-    rows = torch.arange(len(seeds), device=images.device)[:, None]
+    if not len(images) == len(labels) == len(seeds) == len(rates):
+        raise ValueError(f"seeds and rates must name {len(images)} networks, got {len(seeds)} and {len(rates)}")
+    net = StackedUNet(seeds, head.channels, inputs=images.shape[2]).to(images.device)
+    weight = class_weights(labels).gather(1, labels.flatten(1))
+    # Folded once, not at every step: a loss asks of a pixel only that its score, label and weight stand at one place.
+    x, y = F.pixel_unshuffle(images, 2), F.pixel_unshuffle(labels[:, :, None], 2).flatten(3)
+    weight = F.pixel_unshuffle(weight.view(labels.shape)[:, :, None], 2).flatten(3)
+    picks = [torch.randint(images.shape[1], (steps, batch), generator=generator(seed)) for seed in seeds]
+    picks, rows = torch.stack(picks, 1).to(images.device), torch.arange(len(seeds), device=images.device)
     start = torch.stack([thresholds(h=h) for h in head.h]).to(images).repeat_interleave(net.nets // len(head.h), 0)
     learn = torch.tensor(head.learn, device=images.device).repeat_interleave(net.nets // len(head.learn))[:, None]
     raw = torch.cat([start[:, :1], start.diff(dim=1).log()], 1)  # the first step and the logarithms of the rises
@@ -331,14 +353,14 @@ def train(
     def cuts() -> Tensor:
         return torch.where(learn, torch.cat([raw[:, :1], raw[:, 1:].exp()], 1).cumsum(1), start)
 
-    def loss(_: int) -> Tensor:
-        pick = torch.stack([torch.randint(images.shape[1], (batch,), generator=g) for g in draws]).to(images.device)
-        y = labels[rows, pick]
-        w = weight.gather(1, y.flatten(1)).view(y.shape)
-        y, w = (part.repeat_interleave(len(rates), 0) for part in (y, w))
-        return head.loss(net(images[rows, pick]), y, w, cuts()).sum()
+    def loss(step: int) -> Tensor:
+        pick = picks[step]
+        out = net.folded(x[rows, pick.T].flatten(1, 2))
+        own = rows[:, None], pick
+        return head.loss(out, y[own], weight[own], cuts() if raw.requires_grad else start).sum()
 
-    fit([*net.parameters(), raw], loss, steps=steps, lr=list(rates) if rates[1:] else rates[0], schedule="cosine")
+    lr = list(rates) if len(set(rates)) > 1 else rates[0]
+    fit([*net.parameters(), raw], loss, steps=steps, lr=lr, schedule="cosine")
     return Trained(net, head, cuts().detach())
 
 

@@ -2,6 +2,7 @@
 seen by a classifier of rendered scenes that has never seen a painted one.
 """
 
+import base64
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,6 +29,14 @@ PAIRS = len(SHAPES) * len(COLOURS)
 FLOOR = 0.1  # what is there has 1 of the reader's softmax, or 1/2 where there are two, but for its doubts
 SEEDS = 4  # pictures of each of the one-object captions, at each setting
 CONTRAST = 0.15  # by how much a pixel must differ from the background to be part of an object
+ASKED = (
+    "a red circle.",
+    "a blue cross.",
+    "a big yellow triangle.",
+    "a white ring at the top.",
+    "a green square and a pink bar.",
+    "a purple ring left of an orange square.",
+)
 
 
 def painter(**changes: int) -> Denoiser:
@@ -157,6 +166,18 @@ def spread(pictures: Float[Tensor, "groups k 3 h w"]) -> Float[Tensor, " groups"
     """
     require_at_least(2, k=pictures.shape[1])
     return middles(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).var(1).mean(-1).sqrt()
+
+
+def portrait(model: Denoiser) -> dict:
+    """What a card keeps: for each of the captions `ASKED`, one picture without guidance and one with guidance 3, from
+    the same noise; a picture is its pixels' bytes, row by row, in base64.
+    """
+    pictures = []
+    for guidance in (1.0, 3.0):
+        pixels = (255 * paint(model, ASKED, seed=HELD_OUT, guidance=guidance)).round().byte().movedim(1, -1).cpu()
+        pictures += [[caption, guidance, base64.b64encode(each.numpy().tobytes()).decode()]
+                     for caption, each in zip(ASKED, pixels, strict=True)]  # fmt: skip
+    return {"pictures": pictures}
 
 
 def named(pair: int) -> str:

@@ -7,15 +7,16 @@ from torch import nn
 
 from paperlab.nn.resnet import ResNet
 from paperlab.nn.vit import ViT
-from paperlab.zoo import examine, images, masked, matching, painting, seeing
+from paperlab.zoo import examine, heads, images, masked, matching, painting, seeing
 from paperlab.zoo.language import LanguageTask, decoder
 from paperlab.zoo.training import Recipe
 
 
 def _language(name: str, build: Callable[[], nn.Module] = decoder, **changes: object) -> Recipe:
     """The same tokens in the same order, the same rates: siblings differ in what is built alone."""
-    usual = {"task": LanguageTask, "scores": examine.scores, "steps": 6000, "matrix_lr": 0.01, "other_lr": 2e-3}
-    return Recipe(name, build, **(usual | {"decay_from": 0.6} | changes))
+    usual = {"task": LanguageTask, "scores": examine.scores, "portrait": heads.portrait}
+    rates = {"steps": 6000, "matrix_lr": 0.01, "other_lr": 2e-3, "decay_from": 0.6}
+    return Recipe(name, build, **(usual | rates | changes))
 
 
 def _glyphs(name: str, build: Callable[[], nn.Module]) -> Recipe:
@@ -30,7 +31,9 @@ RECIPES = {
         _language("pocket-gpt-12l", partial(decoder, layers=12, width=96, heads=3, hidden=384)),
         _language("pocket-gpt-relu", partial(decoder, activation="relu")),
         _language("pocket-moe", partial(decoder, experts=8)),
-        _language("pocket-bert", partial(decoder, causal=False), task=masked.MaskedTask, scores=masked.scores),
+        _language(
+            "pocket-bert", partial(decoder, causal=False), task=masked.MaskedTask, scores=masked.scores, portrait=None
+        ),
         _glyphs("pocket-resnet", lambda: ResNet(images.CLASSES)),
         _glyphs("pocket-vit", lambda: ViT(images.CLASSES)),
         Recipe(
@@ -44,6 +47,7 @@ RECIPES = {
             steps=5000,
             decay_from=0.3,
             unit="images",
+            portrait=painting.portrait,
         ),
         Recipe(
             "pocket-lvlm",

@@ -35,8 +35,9 @@ class Task(Protocol):
 class Recipe:
     """How one pocket model is made. Rates are peaks: they rise over ``warmup`` steps, hold, and fall linearly to 0
     from ``decay_from`` (a share of all steps) on. Matrices inside the network are trained by Muon, the rest by AdamW.
-    ``scores`` measures the finished model on held-out data, given the model and ``build``. ``base`` names the model of
-    the zoo that the network adopts a part of before its training begins, by its method ``adopt``.
+    ``scores`` measures the finished model on held-out data, given the model and ``build``; ``portrait`` is what else
+    its card shows. ``base`` names the model of the zoo that the network adopts a part of before its training begins, by
+    its method ``adopt``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Recipe:
     seed: int = 0
     unit: str = "tokens"
     base: str | None = None
+    portrait: Callable[[nn.Module], dict] | None = None
 
     def rate(self, step: int) -> float:
         """The share of the peak rates at ``step``."""
