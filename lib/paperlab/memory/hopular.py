@@ -9,6 +9,7 @@ target counted as the last; each is embedded into $e$ dimensions, a row into $Fe
 *copies*: splits and settings that are trained side by side.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -72,10 +73,12 @@ def cell_loss(
     sizes: Sequence[int],
 ) -> Float[Tensor, "copies rows features"]:
     """Squared error of a number, cross-entropy of a category, for every cell."""
-    real = torch.arange(predicted.shape[-1], device=true.device) < torch.tensor(sizes, device=true.device)[:, None]
-    log_p = predicted.masked_fill(~real, -math.inf).log_softmax(-1).masked_fill(~real, 0)
-    numeric = torch.tensor([size == 1 for size in sizes], device=true.device)
-    return torch.where(numeric, (predicted - true)[..., 0].square(), -(true * log_p).sum(-1))
+    losses, j = [], 0
+    for size, same in itertools.groupby(sizes):  # neighbours of one size in one go
+        cells = (..., slice(j, j := j + len(list(same))), slice(size))
+        guess, told = predicted[cells], true[cells]
+        losses.append((guess - told).square()[..., 0] if size == 1 else -(told * guess.log_softmax(-1)).sum(-1))
+    return torch.cat(losses, dim=-1)
 
 
 def error(
@@ -120,6 +123,18 @@ def choose(scores: Float[Tensor, "settings splits"]) -> Int[Tensor, " splits"]:
     return others.argmin(0)
 
 
+def dropped(x: Float[Tensor, "copies *rest"], share: float, training: bool) -> Float[Tensor, "copies *rest"]:
+    """Dropout with one mask for all copies: what differs between two of them is not the luck of the draw."""
+    if not (training and share):
+        return x
+    return x * torch.empty_like(x[0]).bernoulli_(1 - share).div_(1 - share)
+
+
+def standard(x: Float[Tensor, "*rest size"]) -> Float[Tensor, "*rest size"]:
+    """The last axis with mean 0 and variance 1: a layer norm before its scale and shift."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
 class StackedNorm(nn.Module):
     """Layer norm over the last axis with a scale and a shift of their own for each copy."""
 
@@ -130,18 +145,18 @@ class StackedNorm(nn.Module):
     def forward(self, x: Float[Tensor, "copies *rest size"]) -> Float[Tensor, "copies *rest size"]:
         """Normalise ``x[c]`` with the parameters of copy c."""
         shape = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
-        return torch.addcmul(self.bias.view(shape), F.layer_norm(x, x.shape[-1:]), self.weight.view(shape))
+        return torch.addcmul(self.bias.view(shape), standard(x), self.weight.view(shape))
 
     def then(
         self, x: Float[Tensor, "copies rows size"], *layers: StackedLinear
     ) -> Float[Tensor, "copies rows outputs"]:
-        """Linear ``layers`` of the normalised ``x``, their outputs side by side.
+        """Linear ``layers`` of ``x``, which has mean 0 and variance 1 already; their outputs side by side.
 
         Scale and shift are folded into the layers' weights: the same function, with fewer passes over ``x``.
         """
         weight, bias = (torch.cat([getattr(layer, key) for layer in layers], dim=-1) for key in ("weight", "bias"))
         bias = torch.baddbmm(bias, self.bias[:, None], weight)
-        return torch.baddbmm(bias, F.layer_norm(x, x.shape[-1:]), self.weight[..., None] * weight)
+        return torch.baddbmm(bias, x, self.weight[..., None] * weight)
 
 
 class Embedding(nn.Module):
@@ -171,7 +186,9 @@ class Embedding(nn.Module):
         x = torch.cat([cells.masked_fill(hidden[..., None], 0), hidden[..., None].to(cells)], dim=-1)
         type_and_place = rearrange(self.kind[:, self.is_category] + self.place, "c f e -> (f c) 1 e")
         x = torch.baddbmm(self.read.bias + type_and_place, rearrange(x, "c r f i -> (f c) r i"), self.read.weight)
-        x = self.norm.then(F.dropout(F.gelu(x), self.dropout, self.training), self.write)
+        x = rearrange(F.gelu(x), "(f c) r e -> c f r e", c=len(cells))
+        x = rearrange(dropped(x, self.dropout, self.training), "c f r e -> (f c) r e")
+        x = self.norm.then(standard(x), self.write)
         return rearrange(x, "(f c) r e -> c r f e", c=len(cells))
 
 
@@ -202,15 +219,15 @@ class Association(nn.Module):
         stored: Float[Tensor, "copies sets keys size"],
         own: Bool[Tensor, "copies queries keys"] | None = None,
     ) -> tuple[Float[Tensor, "copies sets queries size"], Float[Tensor, "copies sets heads queries keys"]]:
-        """The new states, and the weights that retrieved them; what ``own`` marks gets weight 0."""
-        state, flat = self.norm(state), lambda x: rearrange(x, "c s n i -> c (s n) i")
+        """The new states, and the weights that retrieved them; ``stored`` is `standard`, what ``own`` marks gets 0."""
+        state, flat = self.norm(state), lambda x: x.flatten(1, 2)
         (q,) = self._split(self.W_Q(flat(state)), len(state[0]))
         k, v = self._split(self.norm.then(flat(stored), self.W_K, self.W_V), len(stored[0]))
         overlap = self.beta * q @ k.mT  # (copies, sets, heads, queries, keys)
         if own is not None:
             overlap = overlap.masked_fill(own[:, None, None], -math.inf)
         p = torch.softmax(overlap, dim=-1)
-        found = rearrange(F.dropout(p, self.dropout, self.training) @ v, "c s h q d -> c (s q) (h d)")
+        found = rearrange(dropped(p, self.dropout, self.training) @ v, "c s h q d -> c (s q) (h d)")
         return state + self.W_O(found).view(state.shape), p
 
     def _split(self, x: Float[Tensor, "copies all outputs"], sets: int) -> Tensor:
@@ -270,11 +287,11 @@ class Hopular(nn.Module):
             shown = torch.zeros(memory.shape[:3], dtype=torch.bool, device=memory.device)
             both = self.embed(torch.cat([cells, memory], dim=1), torch.cat([hidden, shown], dim=1))
             start, Y = both.split([cells.shape[1], memory.shape[1]], dim=1)
-            Y = rearrange(Y, "c n f e -> c 1 n (f e)")
+            Y = standard(Y.flatten(2)[:, None])
         else:
             start = self.embed(cells, hidden)
         mask = None if own is None else own[..., None] == torch.arange(memory.shape[1], device=own.device)
-        states, weights = [start], []
+        states, weights, pieces = [start], [], standard(start) if self.H_f else None
         for block in range(self.blocks):
             xi = states[-1]
             if self.H_s:
@@ -282,7 +299,7 @@ class Hopular(nn.Module):
                 xi = xi.view(start.shape)
                 weights.append(p[:, 0])
             if self.H_f:
-                xi, _ = self.H_f[block](xi, start)
+                xi, _ = self.H_f[block](xi, pieces)
             states.append(xi)
         return states, weights
 
@@ -290,8 +307,9 @@ class Hopular(nn.Module):
         self, state: Float[Tensor, "copies rows features size"]
     ) -> Float[Tensor, "copies rows features width"]:
         """All features as the state describes them: a number, or the scores of the words."""
-        x = F.dropout(F.gelu(state.flatten(2)), self.dropout, self.training)
-        return rearrange(self.norm.then(x, self.summary), "c r (f w) -> c r f w", f=len(self.sizes))
+        x = dropped(F.gelu(state.flatten(2)), self.dropout, self.training)
+        x = self.norm.then(standard(x), self.summary)
+        return x.unflatten(-1, (len(self.sizes), -1))
 
     def forward(self, *inputs: Tensor | None) -> Float[Tensor, "copies rows features width"]:
         """The read-out of the last state; inputs as in `states`."""
@@ -318,14 +336,15 @@ def train(
     batch: int = 64,
     hide: float = 0.025,
     replace: float = 0.175,
-    anneal: bool = True,
+    anneal: bool | Sequence[bool] = True,
     leak: bool = False,
 ) -> list[float]:
     r"""Minimise $\lambda_t L_{\text{features}} + (1 - \lambda_t) L_{\text{target}}$; returns the loss of every step.
 
     In a batch the target is always hidden, a share ``hide`` of the features is, and a share ``replace`` is replaced by
     the same feature of a random row; the loss asks for all of them. The memory is all of ``cells``, or ``memory`` in
-    its place, every row in full but for the query itself (``leak`` lets that one in).
+    its place, every row in full but for the query itself (``leak`` lets that one in). Without ``anneal``, said for all
+    copies or one by one, $\lambda_t = 0$. All copies share the draws of rows, masks and dropout.
 
     Raises:
         ValueError: a share outside 0 to 1, a batch below 1, or as `paperlab.training.fit`.
@@ -334,18 +353,19 @@ def train(
     require_at_least(1, batch=batch)
     copies, known, many, _ = cells.shape
     memory, columns = cells if memory is None else memory, torch.arange(many, device=cells.device)
-    every = torch.arange(copies, device=cells.device)[:, None, None]
+
+    with_features = torch.tensor(anneal, dtype=cells.dtype, device=cells.device)
 
     def loss(step: int) -> Tensor:
         rows = torch.randperm(known, device=cells.device)[:batch]
-        true, chance = cells[:, rows], torch.rand(copies, len(rows), many, device=cells.device)
+        true, chance = cells[:, rows], torch.rand(len(rows), many, device=cells.device)
         hidden = chance < hide
-        hidden[..., -1] = True
-        other = cells[every, torch.randint(known, chance.shape, device=cells.device), columns]
+        hidden[:, -1] = True
+        other = cells[:, torch.randint(known, chance.shape, device=cells.device), columns]
         seen = torch.where(((chance >= hide) & (chance < hide + replace))[..., None], other, true)
-        predicted = network(seen, hidden, memory, None if leak else rows.expand(copies, -1))
+        predicted = network(seen, hidden.expand(copies, -1, -1), memory, None if leak else rows.expand(copies, -1))
         errors = cell_loss(predicted, true, network.sizes).mean(1)  # (copies, features)
-        weight = annealed(step, steps) if anneal else 0.0
+        weight = annealed(step, steps) * with_features
         return (weight * errors[:, :-1].mean(1) + (1 - weight) * errors[:, -1]).sum()
 
     network.train()
