@@ -1,10 +1,339 @@
-"""TODO: what this is, in one line.
+r"""Dual encoders for extreme multi-label classification: labels that are read, not stored.
 
-TODO: why anyone should care, in two sentences.
+A classifier keeps a weight vector for every label, so that a million labels cost a million vectors. A dual encoder puts
+the label's *text* through the network that reads the query, and its size does not depend on the number of labels. What
+stood in the way, says the paper, was the loss: InfoNCE makes the right labels of one query compete with each other.
 
-TODO: authors, "Dual-Encoders for Extreme Multi-Label Classification" (2023), https://arxiv.org/abs/2310.10636.
+Gupta, Khatri, Rawat, Bhojanapalli, Jain and Dhillon (2023), https://arxiv.org/abs/2310.10636.
+
+Everywhere, ``scores`` are $s_l = \langle f(q), f(l)\rangle / T$ over the labels on the last axis, ``positives`` marks
+the right ones, and a loss gives one number a query. A score of $-\infty$ takes a label out of the competition.
 """
 
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
-def method() -> None:
-    """TODO: what it computes (equation), shapes, limits, errors."""
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_one_of, require_positive
+from paperlab.nn import StackedLinear
+
+Scores, Marks = Float[Tensor, "*batch labels"], Bool[Tensor, "*batch labels"]
+
+
+class _Right:
+    """Where the positives of a batch stand: their places in the flattened scores, their queries, and $|P|$."""
+
+    def __init__(self, positives: Marks) -> None:
+        self.place = positives.reshape(-1).nonzero()[:, 0]
+        self.query = self.place.div(positives.shape[-1], rounding_mode="floor")
+        self.shape = positives.shape[:-1]
+        self.count = self.query.bincount(minlength=self.shape.numel())
+        require_at_least(1, **{"number of positives of every query": self.count})
+
+    def of(self, values: Scores) -> Float[Tensor, " marks"]:
+        """The values at the positives; an index is cheaper to differentiate than a mask."""
+        return values.reshape(-1).index_select(0, self.place)
+
+    def mean(self, values: Float[Tensor, " marks"]) -> Float[Tensor, "*batch"]:
+        """The mean of ``values`` over each query's positives."""
+        total = values.new_zeros(len(self.count)).index_add(0, self.query, values)
+        return (total / self.count).view(self.shape)
+
+
+def infonce(scores: Scores, positives: Marks, *, summed: bool = False) -> Float[Tensor, "*batch"]:
+    r"""InfoNCE, a softmax over all labels for each positive: $-\frac1{|P|}\sum_{l \in P}\log p_l$; ``summed`` without
+    the $1/|P|$.
+
+    Its gradient in the score of a positive is $p_l - 1/|P|$ (summed: $|P|\,p_l - 1$): above $1/|P|$ it pushes *down*.
+
+    Raises:
+        ValueError: a query without a positive.
+    """
+    right = _Right(positives)
+    loss = scores.logsumexp(-1) - right.mean(right.of(scores))
+    return loss * right.count.view(right.shape) if summed else loss
+
+
+def decoupled(scores: Scores, positives: Marks) -> Float[Tensor, "*batch"]:
+    r"""DecoupledSoftmax: every positive against the negatives alone,
+    $-\frac1{|P|}\sum_{l \in P}\log\frac{e^{s_l}}{e^{s_l} + \sum_{l' \notin P} e^{s_{l'}}}$.
+
+    With one positive it is InfoNCE, and cross-entropy.
+
+    Raises:
+        ValueError: a query without a positive.
+    """
+    right = _Right(positives)
+    against = scores.masked_fill(positives, -torch.inf).logsumexp(-1).reshape(-1)
+    return right.mean(F.softplus(against.index_select(0, right.query) - right.of(scores)))
+
+
+def mixed(scores: Scores, positives: Marks, pull: str, push: str) -> Float[Tensor, "*batch"]:
+    r"""The ablation: the gradient on positives (``pull``) of one loss with that on negatives (``push``) of another.
+
+    With $N = \sum_{l' \notin P} p_{l'}$, the pull is $p_l - 1/|P|$ (``"infonce"``), its negative part only
+    (``"one-sided"``: no positive is ever pushed down) or $-\frac1{|P|}\frac{N}{p_l + N}$ (``"decoupled"``); the push on
+    a negative j is $p_j$ (``"infonce"``) or $p_j\,\frac1{|P|}\sum_{l \in P}\frac1{p_l + N}$ (``"decoupled"``). What is
+    returned has that gradient, and no meaning as a value.
+
+    Raises:
+        ValueError: an unknown pull or push.
+    """
+    require_one_of(("infonce", "one-sided", "decoupled"), pull=pull)
+    require_one_of(("infonce", "decoupled"), push=push)
+    p = scores.detach().softmax(-1)
+    share = 1 / positives.sum(-1, keepdim=True)
+    against = p.masked_fill(positives, 0).sum(-1, keepdim=True)
+    rival = share / (p + against).clamp(min=torch.finfo(p.dtype).tiny)
+    on_positives = -rival * against if pull == "decoupled" else p - share
+    if pull == "one-sided":
+        on_positives = on_positives.clamp(max=0)
+    on_negatives = p * (rival * positives).sum(-1, keepdim=True) if push == "decoupled" else p
+    return (torch.where(positives, on_positives, on_negatives) * scores).sum(-1)
+
+
+class _Threshold(torch.autograd.Function):
+    r"""$t(s)$ with $\sum_l \sigma(s_l + t) = k$; backward by the implicit function theorem,
+    $\partial t / \partial s = -v / \mathbf 1^\top v$ with $v = \pi(1 - \pi)$.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, s: Tensor, k: float, steps: int) -> Tensor:
+        level = float(np.log(k / (s.shape[-1] - k)))  # if all scores were equal, t would be this minus the score
+        low, high = level - s.amax(-1, keepdim=True), level - s.amin(-1, keepdim=True)
+        t = torch.maximum(low, torch.minimum(np.log(k) - s.logsumexp(-1, keepdim=True), high))
+        for _ in range(steps):
+            pi = torch.sigmoid(s + t)
+            total = pi.sum(-1, keepdim=True)
+            if ((total - k).abs() <= 64 * torch.finfo(s.dtype).eps * k).all():
+                break
+            low, high = torch.where(total < k, t, low), torch.where(total < k, high, t)
+            slope = (total - (pi * pi).sum(-1, keepdim=True)) / total
+            t = t + (np.log(k) - total.log()) / slope  # Newton on the logarithm, which is nearly a line
+            t = torch.where((t > low) & (t < high), t, (low + high) / 2)  # where that leaves the bracket, bisection
+        ctx.save_for_backward(torch.sigmoid(s + t))
+        return t
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor, None, None]:
+        (pi,) = ctx.saved_tensors
+        v = pi * (1 - pi)
+        return -g * v / v.sum(-1, keepdim=True), None, None
+
+
+def soft_top_k(scores: Scores, k: float, alpha: float = 1.0, steps: int = 60) -> Scores:
+    r"""The logits of a soft choice of k labels: $\alpha(s_l + t)$, with $t$ such that $\sum_l \pi_l = k$ for
+    $\pi = \sigma(\alpha(s + t))$.
+
+    $\partial\pi/\partial s = \mathrm{diag}(v) - v v^\top / \mathbf 1^\top v$ with $v = \alpha\pi(1-\pi)$. For
+    $\alpha \to \infty$, $\pi$ marks the k largest scores.
+
+    Raises:
+        ValueError: k is not between 0 and the number of labels, alpha is not positive, or a score is not finite.
+    """
+    require_positive(k=k, alpha=alpha)
+    require_finite(scores=scores)
+    if k >= scores.shape[-1]:
+        raise ValueError(f"k must be below the number of labels, {scores.shape[-1]}, got {k}")
+    scaled = alpha * scores
+    return scaled + _Threshold.apply(scaled, float(k), steps)
+
+
+def soft_top_k_loss(scores: Scores, positives: Marks, k: float, alpha: float = 1.0) -> Float[Tensor, "*batch"]:
+    r"""SoftTop-k: $-\frac1{|P|}\sum_{l \in P}\log\pi_l$. A positive needs a place among k, not the first one.
+
+    Raises:
+        ValueError: a query without a positive, or as in `soft_top_k`.
+    """
+    right = _Right(positives)
+    return right.mean(F.softplus(-right.of(soft_top_k(scores, k, alpha))))
+
+
+def binary(scores: Scores, positives: Marks) -> Float[Tensor, "*batch"]:
+    """One-versus-all: binary cross-entropy of every label for itself, summed over the labels."""
+    return F.softplus(scores).sum(-1) - torch.where(positives, scores, 0).sum(-1)
+
+
+def sampled(scores: Scores, positives: Marks, pool: Marks) -> Scores:
+    """Scores with only the labels of ``pool`` as negatives; every positive stays, in the pool or not."""
+    return scores.masked_fill(~(pool | positives), -torch.inf)
+
+
+class DualEncoder(nn.Module):
+    r"""Copies of $f$, a perceptron on text features with outputs of length 1, and of $s = \langle f(q), f(l)\rangle/T+b$.
+
+    With ``labels`` it becomes the rival: copies of a *head*, whose label vectors are parameters and not $f$ of a text
+    (``cosine=False``: and no vector is normalised). The scalar $b$ matters to `binary` alone; the other losses ignore
+    it.
+
+    Raises:
+        ValueError: a size below 1, or a temperature that is not positive.
+    """
+
+    def __init__(self, copies: int, features: int, hidden: int, dim: int, *, temperature: float | Sequence[float],
+                 labels: int = 0, cosine: bool = True, bias: float = 0.0,
+                 generator: torch.Generator | None = None) -> None:  # fmt: skip
+        super().__init__()
+        require_positive(temperature=temperature)
+        self.first = StackedLinear(copies, features, hidden, generator=generator)
+        self.second = StackedLinear(copies, hidden, dim, generator=generator)
+        self.bias = nn.Parameter(torch.full((copies, 1, labels or 1), bias))
+        self.table = nn.Parameter(torch.randn(copies, labels, dim, generator=generator) / dim**0.5) if labels else None
+        self.cosine = cosine
+        self.register_buffer("temperature", torch.as_tensor(temperature, dtype=torch.float32).view(-1, 1, 1))
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        out = self.second(F.relu(hidden))
+        return F.normalize(out, dim=-1) if self.cosine else out
+
+    def queries(self, x: Float[Tensor, "copies batch features"]) -> Float[Tensor, "copies batch dim"]:
+        """$f$ of the queries, a batch for each copy."""
+        return self._finish(self.first(x))
+
+    def labels(self, x: Tensor | None) -> Float[Tensor, "copies labels dim"]:
+        """$f$ of the labels' texts, the rows of a sparse (labels, features) matrix that all copies share."""
+        if self.table is not None:
+            return F.normalize(self.table, dim=-1) if self.cosine else self.table
+        wide = x @ self.first.weight.transpose(0, 1).flatten(1)  # the copies side by side: one sparse product
+        return self._finish(wide.view(x.shape[0], -1, self.first.weight.shape[-1]).transpose(0, 1) + self.first.bias)
+
+    def score(self, q: Tensor, e: Tensor) -> Float[Tensor, "copies batch labels"]:
+        """$s$ from the two sets of embeddings."""
+        return (q / self.temperature) @ e.mT + self.bias
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Float[Tensor, "copies batch labels"]:
+        """Scores of every query against every label."""
+        return self.score(self.queries(x), self.labels(labels))
+
+
+def cached_backward(
+    model: DualEncoder, x: Tensor, texts: Tensor, loss: Callable[[Tensor], Tensor], chunk: int
+) -> Tensor:
+    """Gradient caching: the gradients of ``loss(scores)`` with the activations of only ``chunk`` labels alive at once.
+
+    The labels are encoded without a graph; the loss gives the gradient at their embeddings; then each chunk is encoded
+    again, with a graph, and that gradient is sent through it. The same sum in another order: exact, for one more pass.
+
+    Raises:
+        ValueError: ``chunk`` < 1.
+    """
+    require_at_least(1, chunk=chunk)
+    parts = [_rows(texts, i, min(i + chunk, texts.shape[0])) for i in range(0, texts.shape[0], chunk)]
+    with torch.no_grad():
+        e = torch.cat([model.labels(part) for part in parts], 1)
+    value = loss(model.score(model.queries(x), e.requires_grad_()))
+    value.backward()
+    for part, g in zip(parts, e.grad.split(chunk, 1), strict=True):
+        model.labels(part).backward(g)
+    return value.detach()
+
+
+def _rows(texts: Tensor, start: int, stop: int) -> Tensor:
+    """Rows of a sparse CSR matrix, as one."""
+    at = texts.crow_indices()[start : stop + 1]
+    inside = slice(int(at[0]), int(at[-1]))
+    return torch.sparse_csr_tensor(at - at[0], texts.col_indices()[inside], texts.values()[inside],
+                                   (stop - start, texts.shape[1]))  # fmt: skip
+
+
+def trigrams(texts: Iterable[str], buckets: int) -> Float[np.ndarray, "texts buckets"]:
+    """Counts of character trigrams, hashed into ``buckets``: square roots, scaled to length 1.
+
+    A text is lower-cased, cut into words (at underscores and capitals too) and the words are joined by blanks.
+
+    Raises:
+        ValueError: fewer than 1 bucket.
+    """
+    require_at_least(1, buckets=buckets)
+    rows, known = [], {}
+    for text in texts:
+        words = " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)).lower()
+        found = np.zeros(buckets, dtype=np.float32)
+        words = f" {words} "
+        for gram, times in Counter(words[i : i + 3] for i in range(len(words) - 2)).items():
+            if gram not in known:
+                known[gram] = zlib.crc32(gram.encode()) % buckets
+            found[known[gram]] += times
+        rows.append(np.sqrt(found))
+    x = np.stack(rows)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+
+
+_FUNCTION = re.compile(
+    r"""^(?P<pad>[ ]*)(?:async[ ]+)?def[ ]+(?P<name>\w+)\([^)]*\)[^\n:]*:[^\n]*\n  # one signature, no brackets within
+        \s*[rR]?(?P<quote>\"{3}|'{3})(?P<doc>.*?)(?P=quote)
+        (?P<body>[^\n]*\n(?:(?P=pad)[ ]+[^\n]*\n|[ ]*\n)*)""",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
+_CALL = re.compile(r"(?<!def )(?<!class )\b([A-Za-z_]\w*)\(")
+_KEYWORDS = frozenset("and assert await del elif else for if in is lambda not or raise return while with yield".split())
+
+
+def called_names(
+    sources: Iterable[str], labels: int
+) -> tuple[list[str], list[str], Bool[np.ndarray, "queries labels"]]:
+    """A multi-label data set out of source code: which names does a function call?
+
+    A query is the name of a documented function with the first 300 characters of its docstring; the labels are the
+    names that the most functions call, the most frequent first; the marks say which function calls which. Read with
+    regular expressions, a tenth of the time of a parser: a call within a string is taken for one. Functions that call
+    no label are left out, and so is every repetition of a query.
+
+    Raises:
+        ValueError: ``labels`` < 1, or no function calls anything.
+    """
+    require_at_least(1, labels=labels)
+    found: dict[str, set[str]] = {}
+    for source in sources:
+        for match in _FUNCTION.finditer(source):
+            calls = set(_CALL.findall(re.sub(r"#[^\n]*", "", match["body"]))) - _KEYWORDS
+            found.setdefault(f"{match['name']} {' '.join(match['doc'].split())[:300]}", calls)
+    counts = Counter(name for calls in found.values() for name in sorted(calls))
+    require_nonempty(**{"calls in sources": counts})
+    column = {name: j for j, (name, _) in enumerate(sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:labels])}
+    kept = {query: [column[name] for name in calls if name in column] for query, calls in found.items()}
+    kept = {query: calls for query, calls in kept.items() if calls}
+    marks = np.zeros((len(kept), len(column)), dtype=bool)
+    for row, calls in zip(marks, kept.values(), strict=True):
+        row[calls] = True
+    return list(kept), list(column), marks
+
+
+def propensities(frequency: Float[Tensor, " labels"], queries: int, a: float = 0.55, b: float = 1.5) -> Tensor:
+    r"""How likely a right label is to be marked, by its frequency $n_l$ in training (Jain et al. 2016):
+    $\frac1{1 + C e^{-a \log(n_l + b)}}$ with $C = (\log N - 1)(b + 1)^a$ for $N$ queries.
+    """
+    return 1 / (1 + (np.log(queries) - 1) * (b + 1) ** a * (frequency + b) ** -a)
+
+
+def metrics(scores: Scores, positives: Marks, ks: Sequence[int] = (1, 5), propensity: Tensor | None = None
+            ) -> dict[str, Float[Tensor, "*batch"]]:  # fmt: skip
+    r"""P@k, nDCG@k and PSP@k of every query: ``{"P@1": …}``.
+
+    P@k is the share of the k best that is right; nDCG@k weighs place j by $1/\log_2(j+1)$, relative to the best order;
+    PSP@k weighs every right one by the inverse of its propensity, relative to the best choice of k.
+
+    Raises:
+        ValueError: a k below 1 or above the number of labels.
+    """
+    require_between(1, scores.shape[-1], ks=ks)
+    order = scores.topk(max(ks)).indices
+    right = positives.gather(-1, order).to(scores)
+    discount = 1 / torch.arange(2, max(ks) + 2, dtype=scores.dtype, device=scores.device).log2()
+    ideal = (torch.arange(max(ks), device=scores.device) < positives.sum(-1, keepdim=True)) * discount
+    found = {}
+    for k in ks:
+        found[f"P@{k}"] = right[..., :k].mean(-1)
+        found[f"nDCG@{k}"] = (right * discount)[..., :k].sum(-1) / ideal[..., :k].sum(-1)
+        if propensity is not None:
+            weight = positives / propensity
+            gained, most = (right[..., :k] / propensity[order[..., :k]]).sum(-1), weight.topk(k).values.sum(-1)
+            found[f"PSP@{k}"] = gained / most
+    return found
