@@ -10,6 +10,7 @@ Everywhere, ``scores`` are $s_l = \langle f(q), f(l)\rangle / T$ over the labels
 the right ones, and a loss gives one number a query. A score of $-\infty$ takes a label out of the competition.
 """
 
+import keyword
 import re
 import zlib
 from collections import Counter
@@ -21,7 +22,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperlab.checks import require_at_least, require_between, require_finite, require_nonempty, require_one_of, require_positive
+from paperlab.checks import (
+    require_at_least,
+    require_between,
+    require_finite,
+    require_nonempty,
+    require_positive,
+)
 from paperlab.nn import StackedLinear
 
 Scores, Marks = Float[Tensor, "*batch labels"], Bool[Tensor, "*batch labels"]
@@ -61,42 +68,39 @@ def infonce(scores: Scores, positives: Marks, *, summed: bool = False) -> Float[
     return loss * right.count.view(right.shape) if summed else loss
 
 
-def decoupled(scores: Scores, positives: Marks) -> Float[Tensor, "*batch"]:
+def decoupled(scores: Scores, positives: Marks, *, summed: bool = False) -> Float[Tensor, "*batch"]:
     r"""DecoupledSoftmax: every positive against the negatives alone,
     $-\frac1{|P|}\sum_{l \in P}\log\frac{e^{s_l}}{e^{s_l} + \sum_{l' \notin P} e^{s_{l'}}}$.
 
-    With one positive it is InfoNCE, and cross-entropy.
+    With one positive it is InfoNCE, and cross-entropy. ``summed`` without the $1/|P|$.
 
     Raises:
         ValueError: a query without a positive.
     """
     right = _Right(positives)
     against = scores.masked_fill(positives, -torch.inf).logsumexp(-1).reshape(-1)
-    return right.mean(F.softplus(against.index_select(0, right.query) - right.of(scores)))
+    loss = right.mean(F.softplus(against.index_select(0, right.query) - right.of(scores)))
+    return loss * right.count.view(right.shape) if summed else loss
 
 
-def mixed(scores: Scores, positives: Marks, pull: str, push: str) -> Float[Tensor, "*batch"]:
-    r"""The ablation: the gradient on positives (``pull``) of one loss with that on negatives (``push``) of another.
+def one_sided(scores: Scores, positives: Marks, *, balanced: bool = False) -> Float[Tensor, "*batch"]:
+    r"""The ablation: averaged InfoNCE with one change, no positive is ever pushed down.
 
-    With $N = \sum_{l' \notin P} p_{l'}$, the pull is $p_l - 1/|P|$ (``"infonce"``), its negative part only
-    (``"one-sided"``: no positive is ever pushed down) or $-\frac1{|P|}\frac{N}{p_l + N}$ (``"decoupled"``); the push on
-    a negative j is $p_j$ (``"infonce"``) or $p_j\,\frac1{|P|}\sum_{l \in P}\frac1{p_l + N}$ (``"decoupled"``). What is
-    returned has that gradient, and no meaning as a value.
+    A positive's gradient is $\min(p_l - 1/|P|, 0)$, a negative's $p_j$ as before; ``balanced`` scales the latter so
+    that the gradient sums to 0 over the labels again, as it does for InfoNCE and for the decoupled softmax. (Both of
+    these push the negatives in proportion to $p_j$: all that tells them apart is the gradient on the positives.) No
+    loss has this gradient; what is returned has it, and no meaning as a value.
 
     Raises:
-        ValueError: an unknown pull or push.
+        ValueError: a query without a positive.
     """
-    require_one_of(("infonce", "one-sided", "decoupled"), pull=pull)
-    require_one_of(("infonce", "decoupled"), push=push)
-    p = scores.detach().softmax(-1)
-    share = 1 / positives.sum(-1, keepdim=True)
-    against = p.masked_fill(positives, 0).sum(-1, keepdim=True)
-    rival = share / (p + against).clamp(min=torch.finfo(p.dtype).tiny)
-    on_positives = -rival * against if pull == "decoupled" else p - share
-    if pull == "one-sided":
-        on_positives = on_positives.clamp(max=0)
-    on_negatives = p * (rival * positives).sum(-1, keepdim=True) if push == "decoupled" else p
-    return (torch.where(positives, on_positives, on_negatives) * scores).sum(-1)
+    p, count = scores.detach().softmax(-1), positives.sum(-1, keepdim=True)
+    require_at_least(1, **{"number of positives of every query": count})
+    pull = (p - 1 / count).clamp(max=0) * positives
+    push = p.masked_fill(positives, 0)
+    if balanced:
+        push = push * (-pull.sum(-1, keepdim=True) / push.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny))
+    return ((pull + push) * scores).sum(-1)
 
 
 class _Threshold(torch.autograd.Function):
@@ -161,13 +165,13 @@ def binary(scores: Scores, positives: Marks) -> Float[Tensor, "*batch"]:
     return F.softplus(scores).sum(-1) - torch.where(positives, scores, 0).sum(-1)
 
 
-def sampled(scores: Scores, positives: Marks, pool: Marks) -> Scores:
+def sampled(scores: Scores, positives: Marks, pool: Bool[Tensor, "... labels"]) -> Scores:
     """Scores with only the labels of ``pool`` as negatives; every positive stays, in the pool or not."""
     return scores.masked_fill(~(pool | positives), -torch.inf)
 
 
 class DualEncoder(nn.Module):
-    r"""Copies of $f$, a perceptron on text features with outputs of length 1, and of $s = \langle f(q), f(l)\rangle/T+b$.
+    r"""Copies of a perceptron $f$ with outputs of length 1, scoring $s_l = \langle f(q), f(l)\rangle / T + b$.
 
     With ``labels`` it becomes the rival: copies of a *head*, whose label vectors are parameters and not $f$ of a text
     (``cosine=False``: and no vector is normalised). The scalar $b$ matters to `binary` alone; the other losses ignore
@@ -197,12 +201,11 @@ class DualEncoder(nn.Module):
         """$f$ of the queries, a batch for each copy."""
         return self._finish(self.first(x))
 
-    def labels(self, x: Tensor | None) -> Float[Tensor, "copies labels dim"]:
-        """$f$ of the labels' texts, the rows of a sparse (labels, features) matrix that all copies share."""
+    def labels(self, x: Float[Tensor, "labels features"] | None) -> Float[Tensor, "copies labels dim"]:
+        """$f$ of the labels' texts, which all copies share; a head has no use for them."""
         if self.table is not None:
             return F.normalize(self.table, dim=-1) if self.cosine else self.table
-        wide = x @ self.first.weight.transpose(0, 1).flatten(1)  # the copies side by side: one sparse product
-        return self._finish(wide.view(x.shape[0], -1, self.first.weight.shape[-1]).transpose(0, 1) + self.first.bias)
+        return self._finish(self.first(x.expand(len(self.temperature), -1, -1)))
 
     def score(self, q: Tensor, e: Tensor) -> Float[Tensor, "copies batch labels"]:
         """$s$ from the two sets of embeddings."""
@@ -214,7 +217,11 @@ class DualEncoder(nn.Module):
 
 
 def cached_backward(
-    model: DualEncoder, x: Tensor, texts: Tensor, loss: Callable[[Tensor], Tensor], chunk: int
+    model: DualEncoder,
+    x: Float[Tensor, "copies batch features"],
+    texts: Float[Tensor, "labels features"],
+    loss: Callable[[Tensor], Tensor],
+    chunk: int,
 ) -> Tensor:
     """Gradient caching: the gradients of ``loss(scores)`` with the activations of only ``chunk`` labels alive at once.
 
@@ -225,7 +232,7 @@ def cached_backward(
         ValueError: ``chunk`` < 1.
     """
     require_at_least(1, chunk=chunk)
-    parts = [_rows(texts, i, min(i + chunk, texts.shape[0])) for i in range(0, texts.shape[0], chunk)]
+    parts = texts.split(chunk)
     with torch.no_grad():
         e = torch.cat([model.labels(part) for part in parts], 1)
     value = loss(model.score(model.queries(x), e.requires_grad_()))
@@ -233,14 +240,6 @@ def cached_backward(
     for part, g in zip(parts, e.grad.split(chunk, 1), strict=True):
         model.labels(part).backward(g)
     return value.detach()
-
-
-def _rows(texts: Tensor, start: int, stop: int) -> Tensor:
-    """Rows of a sparse CSR matrix, as one."""
-    at = texts.crow_indices()[start : stop + 1]
-    inside = slice(int(at[0]), int(at[-1]))
-    return torch.sparse_csr_tensor(at - at[0], texts.col_indices()[inside], texts.values()[inside],
-                                   (stop - start, texts.shape[1]))  # fmt: skip
 
 
 def trigrams(texts: Iterable[str], buckets: int) -> Float[np.ndarray, "texts buckets"]:
@@ -266,6 +265,21 @@ def trigrams(texts: Iterable[str], buckets: int) -> Float[np.ndarray, "texts buc
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
 
 
+def semantic(counts: Float[Tensor, "texts buckets"], dim: int, seed: int) -> Float[Tensor, "texts dim"]:
+    r"""The counts weighted by $\log(N / n_g)$ (rare trigrams say more) on the first ``dim`` singular vectors, length 1.
+
+    Raises:
+        ValueError: ``dim`` below 1, or more than there are texts or buckets.
+    """
+    require_between(1, min(counts.shape), dim=dim)
+    weight = (len(counts) / (1 + (counts > 0).sum(0))).log().clamp(min=0)
+    x = F.normalize(counts * weight, dim=-1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        basis = torch.svd_lowrank(x, q=min(dim + 16, *x.shape), niter=1)[2]
+    return F.normalize(x @ basis[:, :dim], dim=-1)
+
+
 _FUNCTION = re.compile(
     r"""^(?P<pad>[ ]*)(?:async[ ]+)?def[ ]+(?P<name>\w+)\([^)]*\)[^\n:]*:[^\n]*\n  # one signature, no brackets within
         \s*[rR]?(?P<quote>\"{3}|'{3})(?P<doc>.*?)(?P=quote)
@@ -273,7 +287,7 @@ _FUNCTION = re.compile(
     re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
 _CALL = re.compile(r"(?<!def )(?<!class )\b([A-Za-z_]\w*)\(")
-_KEYWORDS = frozenset("and assert await del elif else for if in is lambda not or raise return while with yield".split())
+_KEYWORDS = frozenset(keyword.kwlist)
 
 
 def called_names(
