@@ -99,6 +99,14 @@ def test_soft_top_k_sums_to_k_and_agrees_with_scipy(k):
     torch.testing.assert_close(single, torch.full((30,), float(k)), atol=1e-5 * max(k, 5), rtol=0)
 
 
+def test_the_threshold_of_many_queries_is_found_in_few_steps():
+    """Queries that are done must wait for the others: a step of rounding error would throw them out of the bracket."""
+    s = 10 * torch.randn(300, 400, generator=draws())
+    for k in (1.0, 5.0):
+        total = de.soft_top_k(s, k, steps=14).sigmoid().sum(-1)
+        torch.testing.assert_close(total, torch.full((300,), k), atol=1e-4, rtol=0)
+
+
 def test_soft_top_k_gradient():
     s = torch.randn(4, 9, generator=draws(), dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: de.soft_top_k(s, 3, alpha=1.3).sigmoid(), s)

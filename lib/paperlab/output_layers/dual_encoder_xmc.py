@@ -116,12 +116,14 @@ class _Threshold(torch.autograd.Function):
         for _ in range(steps):
             pi = torch.sigmoid(s + t)
             total = pi.sum(-1, keepdim=True)
-            if ((total - k).abs() <= 64 * torch.finfo(s.dtype).eps * k).all():
+            found = (total - k).abs() <= 64 * torch.finfo(s.dtype).eps * k
+            if found.all():
                 break
             low, high = torch.where(total < k, t, low), torch.where(total < k, high, t)
             slope = (total - (pi * pi).sum(-1, keepdim=True)) / total
-            t = t + (np.log(k) - total.log()) / slope  # Newton on the logarithm, which is nearly a line
-            t = torch.where((t > low) & (t < high), t, (low + high) / 2)  # where that leaves the bracket, bisection
+            newton = t + (np.log(k) - total.log()) / slope  # on the logarithm, which is nearly a line
+            inside = (newton > low) & (newton < high)
+            t = torch.where(found, t, torch.where(inside, newton, (low + high) / 2))  # outside the bracket, bisection
         ctx.save_for_backward(torch.sigmoid(s + t))
         return t
 
@@ -242,6 +244,9 @@ def cached_backward(
     return value.detach()
 
 
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+
+
 def trigrams(texts: Iterable[str], buckets: int) -> Float[np.ndarray, "texts buckets"]:
     """Counts of character trigrams, hashed into ``buckets``: square roots, scaled to length 1.
 
@@ -251,17 +256,15 @@ def trigrams(texts: Iterable[str], buckets: int) -> Float[np.ndarray, "texts buc
         ValueError: fewer than 1 bucket.
     """
     require_at_least(1, buckets=buckets)
-    rows, known = [], {}
-    for text in texts:
-        words = " ".join(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)).lower()
-        found = np.zeros(buckets, dtype=np.float32)
-        words = f" {words} "
-        for gram, times in Counter(words[i : i + 3] for i in range(len(words) - 2)).items():
-            if gram not in known:
-                known[gram] = zlib.crc32(gram.encode()) % buckets
-            found[known[gram]] += times
-        rows.append(np.sqrt(found))
-    x = np.stack(rows)
+    lines = [f" {' '.join(_WORD.findall(text))} ".lower().encode() for text in texts]
+    row = np.repeat(np.arange(len(lines)), [len(line) for line in lines])
+    letters = np.frombuffer(b"".join(lines), dtype=np.uint8).astype(np.int64)
+    whole = row[:-2] == row[2:]  # a trigram does not reach into the next text
+    code = ((letters[:-2] << 16) + (letters[1:-1] << 8) + letters[2:])[whole]
+    grams, where = np.unique(code, return_inverse=True)
+    bucket = np.array([zlib.crc32(int(gram).to_bytes(3, "big")) % buckets for gram in grams], dtype=np.int64)
+    found = np.bincount(row[:-2][whole] * buckets + bucket[where], minlength=len(lines) * buckets)
+    x = np.sqrt(found.astype(np.float32)).reshape(len(lines), buckets)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
 
 
@@ -343,11 +346,11 @@ def metrics(scores: Scores, positives: Marks, ks: Sequence[int] = (1, 5), propen
     discount = 1 / torch.arange(2, max(ks) + 2, dtype=scores.dtype, device=scores.device).log2()
     ideal = (torch.arange(max(ks), device=scores.device) < positives.sum(-1, keepdim=True)) * discount
     found = {}
+    if propensity is not None:
+        gain, most = right / propensity[order], (positives / propensity).topk(max(ks)).values
     for k in ks:
         found[f"P@{k}"] = right[..., :k].mean(-1)
         found[f"nDCG@{k}"] = (right * discount)[..., :k].sum(-1) / ideal[..., :k].sum(-1)
         if propensity is not None:
-            weight = positives / propensity
-            gained, most = (right[..., :k] / propensity[order[..., :k]]).sum(-1), weight.topk(k).values.sum(-1)
-            found[f"PSP@{k}"] = gained / most
+            found[f"PSP@{k}"] = gain[..., :k].sum(-1) / most[..., :k].sum(-1)
     return found
