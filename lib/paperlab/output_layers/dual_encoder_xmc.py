@@ -112,7 +112,8 @@ class _Threshold(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, s: Tensor, k: float, steps: int) -> Tensor:
         level = float(np.log(k / (s.shape[-1] - k)))  # if all scores were equal, t would be this minus the score
         low, high = level - s.amax(-1, keepdim=True), level - s.amin(-1, keepdim=True)
-        t = torch.maximum(low, torch.minimum(np.log(k) - s.logsumexp(-1, keepdim=True), high))
+        edge = s.topk(int(k) + 1, -1).values[..., -2:].mean(-1, keepdim=True)  # between the k-th best and the next
+        t = torch.maximum(low, torch.minimum(-edge, high))
         for _ in range(steps):
             pi = torch.sigmoid(s + t)
             total = pi.sum(-1, keepdim=True)
@@ -211,7 +212,7 @@ class DualEncoder(nn.Module):
 
     def score(self, q: Tensor, e: Tensor) -> Float[Tensor, "copies batch labels"]:
         """$s$ from the two sets of embeddings."""
-        return (q / self.temperature) @ e.mT + self.bias
+        return torch.baddbmm(self.bias, q / self.temperature, e.mT)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Float[Tensor, "copies batch labels"]:
         """Scores of every query against every label."""
@@ -265,7 +266,8 @@ def trigrams(texts: Iterable[str], buckets: int) -> Float[np.ndarray, "texts buc
     bucket = np.array([zlib.crc32(int(gram).to_bytes(3, "big")) % buckets for gram in grams], dtype=np.int64)
     found = np.bincount(row[:-2][whole] * buckets + bucket[where], minlength=len(lines) * buckets)
     x = np.sqrt(found.astype(np.float32)).reshape(len(lines), buckets)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+    x /= np.maximum(np.sqrt(np.einsum("tb,tb->t", x, x)), 1e-9)[:, None]
+    return x
 
 
 def semantic(counts: Float[Tensor, "texts buckets"], dim: int, seed: int) -> Float[Tensor, "texts dim"]:
