@@ -5,7 +5,6 @@ Small enough to train on in a second, real enough that methods fail on it in the
 
 from functools import cache
 
-import sklearn.datasets
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +15,8 @@ from paperlab.devices import generator
 
 @cache
 def _raw() -> tuple[Tensor, Tensor]:
+    import sklearn.datasets  # here, because it takes a second and every page that uses `paperlab.data` would pay
+
     bunch = sklearn.datasets.load_digits()
     return torch.tensor(bunch.images / 16.0), torch.tensor(bunch.target, dtype=torch.int64)
 
