@@ -1,4 +1,4 @@
-"""ldr-losses: against scipy on the simplex, torch's own losses, closed forms of the optimum and a plain training loop."""
+"""ldr-losses: against scipy on the simplex, torch's own losses, closed forms of the optimum, a plain training loop."""
 
 import math
 
