@@ -1,5 +1,8 @@
 """Checks, devices, the training loop, stacked networks and the digits."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -9,7 +12,7 @@ from torch import nn
 from paperlab import checks, devices
 from paperlab.data import digits_split, load_digits
 from paperlab.nn import StackedLinear, stacked_mlp
-from paperlab.training import fit
+from paperlab.training import eager, fit
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,35 @@ def test_fit_with_a_rate_a_run_is_one_training_after_the_other(optimizer):
     together = trained(6, rates)  # run j modulo 3
     for j in range(6):
         torch.testing.assert_close(together[j], trained(1, rates[j % 3])[0])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_eager_optimisers_step_as_torch_does(kind):
+    """Bit for bit, under a schedule, from one start."""
+    ends = []
+    for optimizer in (kind, eager(kind)):
+        w = torch.linspace(-1, 1, 12).requires_grad_()
+        opt = optimizer([w], lr=0.1, weight_decay=0.1, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10)
+        for _ in range(10):
+            opt.zero_grad()
+            (w.sin() * torch.arange(12)).sum().backward()
+            opt.step()
+            schedule.step()
+        ends.append(w.detach())
+    assert torch.equal(*ends)
+
+
+def test_fit_does_not_import_the_compiler():
+    """Its import takes longer than many a page's training."""
+    program = """
+import sys, torch
+from paperlab.training import fit
+w = torch.ones(3, requires_grad=True)
+fit([w], lambda step: (w**2).sum(), steps=2, lr=0.1)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_fit_says_where_it_diverged():

@@ -22,6 +22,7 @@ from paperlab.checks import (
     require_same_length,
 )
 from paperlab.devices import generator
+from paperlab.training import eager
 
 COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * k, 2) for k in range(10))  # 0.50, 0.55, …, 0.95
 RECALL_GRID = 101
@@ -269,7 +270,7 @@ def train_detectors(
     joint, own = CentreDetector(classes, runs).to(images), torch.arange(runs, device=images.device)
     for whole, *parts in zip(joint.parameters(), *(model.parameters() for model in models), strict=True):
         whole.data.copy_(torch.cat(parts))
-    opt = torch.optim.AdamW(joint.parameters(), lr=lr, betas=(0.75, 0.95), weight_decay=1e-4, fused=True)
+    opt = eager(torch.optim.AdamW)(joint.parameters(), lr=lr, betas=(0.75, 0.95), weight_decay=1e-4, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1, cycle_momentum=False)
     for rows in torch.stack(order, 1).to(images.device)[: steps * batch].split(batch):  # batch runs
         true = labels[own, rows].flatten(0, 1)
