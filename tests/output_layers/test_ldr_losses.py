@@ -148,6 +148,43 @@ def test_symmetric_losses_and_what_they_reach():
     torch.testing.assert_close(values, -direction, atol=1e-3, rtol=0)
 
 
+def keeps_top_k(f, q, k):
+    """Yang and Koyejo's definition: f is top-k preserving with respect to q."""
+    f_k, f_next = sorted(f, reverse=True)[k - 1], sorted([*f, -math.inf], reverse=True)[k]
+    q_k, q_next = sorted(q, reverse=True)[k - 1], sorted([*q, -math.inf], reverse=True)[k]
+    return all((b <= q_next or a > f_next) and (b >= q_k or a < f_k) for a, b in zip(f, q, strict=True))
+
+
+def test_the_round_loss_charges_a_fixed_amount_for_every_wrong_top_k():
+    g, failures = generator(5), 0
+    for q in [*normalised(distributions(6, 4)), torch.tensor([0.3, 0.3, 0.2, 0.2], dtype=F64)]:
+        f = (
+            torch.randn(300, 4, generator=g, dtype=F64)
+            * torch.tensor([0.3, 3.0, 300.0], dtype=F64).repeat(100)[:, None]
+        )
+        f[::4, 0] = f[::4, 1]  # ties count as wrong
+        f[1::4] = 100 * (q - 0.25)[None] + 0.3 * f[1::4]  # near the best direction
+        excess = ldr.expected_loss(ldr.round_loss, f, q) + (q - 0.25).norm()
+        differences = (q[:, None] - q).abs()
+        least = differences[differences > 0].min()
+        gap = (q - 0.25).norm() - ((q - 0.25).square().sum() - least.square() / 2).sqrt()
+        for k in (1, 2, 3, 4):
+            wrong = torch.tensor([not keeps_top_k(row, q.tolist(), k) for row in f.tolist()])
+            failures += wrong.sum().item()
+            assert (excess[wrong] >= gap - 1e-12).all()
+    assert failures > 1000
+
+
+def test_a_symmetric_loss_between_0_and_its_bound_does_not_tell_the_second_from_the_third():
+    f = torch.tensor([[60.0, 2.0, 1.0], [60.0, 1.0, 2.0]], dtype=F64)
+    for q in ([0.5, 0.3, 0.2], [0.5, 0.2, 0.3]):
+        risk = ldr.expected_loss(ldr.absolute_error, f, torch.tensor(q, dtype=F64))
+        torch.testing.assert_close(risk, torch.full_like(risk, 2 * (1 - 0.5)), atol=1e-12, rtol=0)
+    every = torch.stack([ldr.round_loss(1e6 * f, torch.full((2,), k)) for k in range(3)]) + math.sqrt(2 / 3)
+    assert (every >= 0).all()
+    assert every.max() > every.sum(0).max() / 2  # the bound that the absolute error keeps
+
+
 def test_free_optimum_without_margin_is_lambda_log_q():
     q = normalised(distributions(8, 5))
     for lam in (0.2, 1.0, 20.0):

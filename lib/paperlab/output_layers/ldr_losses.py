@@ -130,7 +130,8 @@ def absolute_error(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, 
 def round_loss(scores: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     r"""Not the paper's: $-z_y / \sqrt{1 + \|z\|_2^2}$ with $z_k = f_k - \frac1K\sum_j f_j$. Its sum over all y is 0.
 
-    The values for the K labels form a vector in the open unit ball of the plane of sum 0, and reach all of it.
+    The mean margin, held by the Euclidean length of the scores. The values for the K labels form a vector in the open
+    unit ball of the plane of sum 0, and reach all of it; plus $\sqrt{1 - 1/K}$, they are non-negative with infimum 0.
     """
     z = scores - scores.mean(-1, keepdim=True)
     return -(z / (1 + z.square().sum(-1, keepdim=True)).sqrt()).gather(-1, labels[..., None])[..., 0]
