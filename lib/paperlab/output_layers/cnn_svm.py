@@ -31,7 +31,7 @@ from paperlab.checks import (
 )
 from paperlab.devices import generator
 from paperlab.nn.stacked import StackedLinear
-from paperlab.training import fit
+from paperlab.training import eager, fit
 
 
 def _check(scores: Tensor, labels: Tensor) -> None:
@@ -310,7 +310,7 @@ def refit(
     nn.init.zeros_(new.weight)
     nn.init.zeros_(new.bias).requires_grad_(bias)
     learned = [p for p in new.parameters() if p.requires_grad]
-    search = torch.optim.LBFGS(learned, max_iter=steps, tolerance_grad=1e-9, tolerance_change=0, history_size=20,
+    search = eager(torch.optim.LBFGS)(learned, max_iter=steps, tolerance_grad=1e-9, tolerance_change=0, history_size=20,
                                line_search_fn="strong_wolfe")  # fmt: skip
 
     def closure() -> Tensor:
