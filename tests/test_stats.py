@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paperlab.stats import bootstrap_interval, line_fit, mean_interval, paired_interval, spearman_trend
+from paperlab.stats import (
+    bootstrap_interval,
+    crossover,
+    line_fit,
+    mean_interval,
+    paired_interval,
+    scaling_exponents,
+    spearman_trend,
+)
 
 
 def test_mean_interval_is_scipys_t_interval():
@@ -88,3 +96,30 @@ def test_replicates_are_ranked_one_by_one():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_scaling_exponents_of_power_laws_and_of_noise():
+    sizes = np.array([64, 128, 512, 4096])
+    np.testing.assert_allclose(scaling_exponents(sizes, [3 * sizes**2.0, 0.1 * sizes**0.5]), [2, 0.5])
+    noisy = sizes * np.exp(np.random.default_rng(0).normal(0, 0.1, (5, 4)))
+    wanted = [stats.linregress(np.log(sizes), np.log(row)).slope for row in noisy]
+    np.testing.assert_allclose(scaling_exponents(sizes, noisy), wanted)
+
+
+def test_crossover_of_two_power_laws():
+    sizes = np.array([10.0, 100.0, 1000.0])
+    assert crossover(sizes, 50 * sizes, sizes**2) == pytest.approx(50)
+    assert crossover(sizes, sizes**2, 50 * sizes) == float("inf")
+    assert crossover(sizes, sizes, 2 * sizes) == 10
+    assert crossover(sizes, [1, 3, 1], [2, 2, 2]) == pytest.approx(10 ** (2 + np.log(1.5) / np.log(3)))
+
+
+def test_scaling_rejects_bad_input():
+    with pytest.raises(ValueError, match="number of sizes"):
+        scaling_exponents([1, 2], [1, 2])
+    with pytest.raises(ValueError, match="costs"):
+        scaling_exponents([1, 2, 3], [1, 0, 2])
+    with pytest.raises(ValueError, match="costs"):
+        scaling_exponents([1, 2, 3], [[1, 2]])
+    with pytest.raises(ValueError, match="same length"):
+        crossover([1, 2], [1, 2], [1, 2, 3])

@@ -19,6 +19,7 @@ from paperlab.checks import (
     require_finite,
     require_ndim,
     require_one_of,
+    require_positive,
     require_same_length,
 )
 
@@ -122,6 +123,45 @@ def line_fit(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> LineFit:
     fit = stats.linregress(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
     half = stats.t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
     return LineFit(*map(float, (fit.slope, fit.intercept, fit.rvalue**2, fit.slope - half, fit.slope + half)))
+
+
+def scaling_exponents(sizes: ArrayLike, costs: ArrayLike) -> np.ndarray:
+    r"""For each replicate the p of $\text{cost} \propto \text{size}^p$: the slope of a line through the logarithms.
+
+    ``costs`` is (…, sizes), seconds or bytes; the result has the leading axes, and `mean_interval` can take it.
+
+    Raises:
+        ValueError: fewer than 3 sizes, another number of costs, or a number that is not positive.
+    """
+    sizes, costs = np.asarray(sizes, dtype=float), np.asarray(costs, dtype=float)
+    require_at_least(3, **{"number of sizes": len(sizes)})
+    require_positive(sizes=sizes, costs=costs)
+    if costs.shape[-1] != len(sizes):
+        raise ValueError(f"costs must have {len(sizes)} sizes on their last axis, got shape {costs.shape}")
+    x = np.log(sizes) - np.log(sizes).mean()
+    return np.log(costs) @ x / (x @ x)
+
+
+def crossover(sizes: ArrayLike, costs: ArrayLike, rival: ArrayLike) -> float:
+    """The size from which ``costs`` stay below ``rival``'s, between two sizes on straight lines through logarithms.
+
+    The smallest size if they are below everywhere, infinity if not at the largest.
+
+    Raises:
+        ValueError: different lengths, or a number that is not positive.
+    """
+    require_same_length(sizes=sizes, costs=costs, rival=rival)
+    require_positive(sizes=sizes, costs=costs, rival=rival)
+    lead = np.log(np.asarray(costs, dtype=float) / np.asarray(rival, dtype=float))
+    behind = np.flatnonzero(lead >= 0)
+    if len(behind) == 0:
+        return float(sizes[0])
+    last = behind[-1]
+    if last == len(lead) - 1:
+        return float("inf")
+    return float(
+        np.exp(np.interp(0, -lead[[last, last + 1]], np.log(np.asarray(sizes, dtype=float)[[last, last + 1]])))
+    )
 
 
 def spearman_trend(
