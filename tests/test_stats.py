@@ -52,7 +52,11 @@ def test_line_fit_is_polyfit_with_linregress_error():
     fit = line_fit(x, y)
     assert np.allclose([fit.slope, fit.intercept], np.polyfit(x, y, 1))
     assert np.isclose(fit.r2, np.corrcoef(x, y)[0, 1] ** 2)
-    assert fit.low < fit.slope < fit.high
+    peer = stats.linregress(x, y)
+    assert np.isclose(fit.high - fit.low, 2 * stats.t.ppf(0.975, 7) * peer.stderr)
+    assert np.isclose(fit.high + fit.low, 2 * peer.slope)
+    with pytest.raises(ValueError, match="x must"):
+        line_fit([1, 1, 1], [1, 2, 3])
 
 
 def test_trend_is_scipys_rho_with_a_counted_p():
@@ -62,6 +66,11 @@ def test_trend_is_scipys_rho_with_a_counted_p():
     assert np.isclose(found.rho, rho)
     as_extreme = sum(stats.spearmanr(x, order).statistic >= rho - 1e-12 for order in permutations(y))
     assert np.isclose(found.p, as_extreme / 720)
+
+
+def test_ties_share_their_rank():
+    x, y = [1, 2, 2, 3, 4, 6], [2, 1, 3, 3, 3, 9]
+    assert np.isclose(spearman_trend(x, y).rho, stats.spearmanr(x, y).statistic)
 
 
 def test_many_points_use_permutations():

@@ -11,7 +11,7 @@ from math import factorial
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special  # not scipy.stats, whose import takes longer than many a page's statistics
 
 from paperlab.checks import (
     require_at_least,
@@ -81,7 +81,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     require_finite(values=x)
     require_between(1e-9, 1 - 1e-9, level=level)
     mean = x.mean()
-    half = stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = special.stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
     return Interval(float(mean), float(mean - half), float(mean + half), len(x))
 
 
@@ -114,15 +114,22 @@ def line_fit(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> LineFit:
     """Ordinary least squares of ``y`` on ``x`` with Student's interval for the slope.
 
     Raises:
-        ValueError: fewer than 3 points, different lengths, or values that are not finite.
+        ValueError: fewer than 3 points, different lengths, equal x, or values that are not finite.
     """
     require_same_length(x=x, y=y)
     require_finite(x=x, y=y)
     if len(x) < 3:
         raise ValueError(f"x must hold at least 3 points for a line with an interval, got {len(x)}")
-    fit = stats.linregress(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
-    half = stats.t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
-    return LineFit(*map(float, (fit.slope, fit.intercept, fit.rvalue**2, fit.slope - half, fit.slope + half)))
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    dx, dy = x - x.mean(), y - y.mean()
+    if not dx.any():
+        raise ValueError("x must hold at least two different values")
+    slope = dx @ dy / (dx @ dx)
+    left = dy - slope * dx
+    error = np.sqrt(left @ left / (len(x) - 2) / (dx @ dx))
+    half = special.stdtrit(len(x) - 2, (1 + level) / 2) * error
+    r2 = 1 - left @ left / (dy @ dy) if dy.any() else 0.0
+    return LineFit(*map(float, (slope, y.mean() - slope * x.mean(), r2, slope - half, slope + half)))
 
 
 def scaling_exponents(sizes: ArrayLike, costs: ArrayLike) -> np.ndarray:
@@ -182,8 +189,8 @@ def spearman_trend(
     if y.shape[1] != n:
         raise ValueError(f"y must have {n} points to match x, got {y.shape[1]}")
     require_at_least(5, **{"number of points": n})
-    a = stats.rankdata(x)
-    b = stats.rankdata(stats.rankdata(y, axis=1).mean(0))
+    a = _ranks(np.asarray(x, dtype=float))
+    b = _ranks(_ranks(y).mean(0))
     if a.std() == 0 or b.std() == 0:
         return Trend(0.0, 1.0, n)
     a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
@@ -197,3 +204,9 @@ def spearman_trend(
         orders = rng.permuted(np.tile(np.arange(n), (resamples, 1)), axis=1)
         hits, total = int((sign * (b[orders] @ a) / n >= sign * rho - 1e-12).sum()) + 1, resamples + 1
     return Trend(rho, hits / total, n)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1 along the last axis; equal values share the mean of their ranks."""
+    mine, others = values[..., :, None], values[..., None, :]
+    return (others < mine).sum(-1) + ((others == mine).sum(-1) + 1) / 2
