@@ -35,14 +35,15 @@ def softmax_rows(scores: Scores, allowed: Allowed | None = None) -> Scores:
     return (scores if allowed is None else scores.masked_fill(~allowed, -math.inf)).softmax(-1)
 
 
-def l1_rows(weights: Scores, allowed: Allowed | None = None, eps: float = 1e-12) -> Scores:
+def l1_rows(weights: Scores, allowed: Allowed | None = None) -> Scores:
     """Nonnegative ``weights``, 0 where a query may not see a key, divided by their sum over each row.
 
-    A row without any weight stays 0: its sum counts as ``eps``.
+    A row without any weight stays 0.
     """
     if allowed is not None:
         weights = weights * allowed
-    return weights / weights.sum(-1, keepdim=True).clamp_min(eps)
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.where(total > 0, 1)
 
 
 def attention(
@@ -53,7 +54,7 @@ def attention(
     The normaliser gets the scaled scores and which keys each query may see (None: all), and has to give hidden keys
     weight 0. With `softmax_rows` this is `torch.nn.functional.scaled_dot_product_attention`, slower and readable.
     """
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT  # fewer numbers to scale than scores
     return normaliser(scores, causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None) @ v
 
 
@@ -200,7 +201,11 @@ def embed(
 
 
 class PatchClassifier(nn.Module):
-    """A vector for each patch of a picture and for its place, `Blocks`, the mean over patches, one linear map."""
+    """A vector for each patch of a picture and for its place, `Blocks`, the mean over patches, one linear map.
+
+    The places begin about as large as the patches' vectors: with much smaller ones a small model takes hundreds of
+    steps to notice that a picture has an order.
+    """
 
     def __init__(
         self,
@@ -216,7 +221,7 @@ class PatchClassifier(nn.Module):
         super().__init__()
         require_at_least(1, patches=patches, classes=classes)
         self.embed = StackedLinear(copies, features, width, generator=generator)
-        self.places = nn.Parameter(torch.empty(copies, 1, patches, width).normal_(std=0.02, generator=generator))
+        self.places = nn.Parameter(torch.empty(copies, 1, patches, width).normal_(std=0.5, generator=generator))
         self.blocks = blocks
         self.head = StackedLinear(copies, width, classes, generator=generator)
 
