@@ -291,7 +291,6 @@ D = torch.ones(2, 3, dtype=torch.float64)
         (lambda: lk.nearest_place(np.full((1, 2), np.nan), 3), "points"),
         (lambda: lk.mean_square(torch.zeros(0).long(), torch.zeros(0).long(), D), "answers"),
         (lambda: lk.relabelled(torch.zeros(3, 3), torch.tensor([0, 1, 1])), "order"),
-        (lambda: lk.fit_ridge(parts()[0].features, np.zeros((90, 1)), []), "penalties"),
         (lambda: lk.fit_coordinates(*parts(), [0.0], 3, lk.grid_distances(3, 3)), "penalties"),
     ],
 )

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linprog, minimize
+from scipy.optimize import linprog
 from scipy.sparse import block_diag, coo_array
 from scipy.sparse.csgraph import shortest_path
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -308,44 +309,21 @@ def _log_loss(model: Linear, part: Part, column: Int[np.ndarray, " n"]) -> float
 
 
 def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tuple[Linear, Search]:
-    r"""Logistic regression on observed classes, with the C that has the least log loss on other pictures of them.
+    """Logistic regression on observed classes, with the C that has the least log loss on other pictures of them.
 
-    The loss $-\sum_i \log P(y_i \mid x_i) + \|W\|^2 / 2C$ is minimised by L-BFGS until a step takes less than a
-    thousandth off. Correlated features would make that slow, so it sees $a_i = L^{-1} x_i$ in their place, with
-    $L L^\top = \sum_i x_i x_i^\top / K + I / C$: as long as all $K$ classes are about equally likely, the loss is then
-    equally curved in all directions of $V = L^\top W$. The penalty becomes $(\|V\|^2 - \|A V\|^2 / K) / 2$.
-
-    The search goes through ``penalties`` in their order, each fit begun where the last one ended, and stops where the
-    held-out log loss rises.
+    The search goes through ``penalties`` in their order and ends where the log loss rises.
 
     Raises:
         ValueError: no penalty, one that is not positive, or a label in ``valid`` that ``train`` lacks.
     """
     require_nonempty(penalties=penalties)
     require_positive(penalties=penalties)
-    classes, index, column = _columns(train, valid)
-    x = F.pad(torch.as_tensor(train.features).double(), (0, 1), value=1.0)  # the last weight is the bias: no penalty
-    gram, ridge = x.T @ x / classes, torch.eye(x.shape[1], dtype=x.dtype)
-    ridge[-1, -1] = 0
-    right, best, search = (torch.arange(len(x)), torch.as_tensor(index)), None, {}
-    weights = x.new_zeros(x.shape[1], classes)
-
-    def loss(flat: np.ndarray, a: Tensor) -> tuple[float, np.ndarray]:
-        v = torch.as_tensor(flat, dtype=a.dtype).view(-1, classes)
-        z = a @ v
-        log_p = z.log_softmax(1)
-        value = (v.square().sum() - z.square().sum() / classes) / 2 - log_p[right].sum()
-        slope = log_p.exp().sub_(z, alpha=1 / classes)
-        slope[right] -= 1
-        return value.item(), torch.addmm(v, a.T, slope).double().numpy().ravel()
-
+    _, _, column = _columns(train, valid)
+    best, search, single = None, {}, train.features.astype(np.float32)  # the tolerance is coarser than that
+    fitted = LogisticRegression(tol=1e-3, max_iter=300, warm_start=True)  # each fit begins where the last one ended
     for c in penalties:
-        root = torch.linalg.cholesky(gram + ridge / c)
-        a = torch.linalg.solve_triangular(root.T.float(), x.float(), upper=True, left=False)  # fine enough
-        start, limits = (root.T @ weights).numpy().ravel(), {"ftol": 1e-3, "gtol": 1e-4 * len(x), "maxcor": 5}
-        found = minimize(loss, start, (a,), "L-BFGS-B", jac=True, options=limits)
-        weights = torch.linalg.solve_triangular(root.T, torch.as_tensor(found.x).view(-1, classes), upper=True)
-        model = Linear(*(w.numpy().astype(train.features.dtype) for w in (weights[:-1], weights[-1])))
+        fitted.set_params(C=c).fit(single, train.labels)
+        model = Linear(fitted.coef_.T.astype(train.features.dtype), fitted.intercept_.astype(train.features.dtype))
         search[c] = _log_loss(model, valid, column)
         if search[c] > min(search.values()):
             break
@@ -390,21 +368,6 @@ def nearest_place(points: Float[np.ndarray, "n 2"], side: int) -> Int[np.ndarray
     return row * side + column
 
 
-def fit_ridge(
-    features: Float[np.ndarray, "n features"], targets: Float[np.ndarray, "n outputs"], penalties: Sequence[float]
-) -> list[Linear]:
-    """Linear regression with a penalty on the square of its weights, but not of its bias, for every penalty.
-
-    Raises:
-        ValueError: no penalty, or one that is not positive.
-    """
-    require_nonempty(penalties=penalties)
-    require_positive(penalties=penalties)
-    centre, level = features.mean(0), targets.mean(0)
-    x, ridges = (features - centre).astype(float), np.multiply.outer(penalties, np.eye(features.shape[1]))
-    return [Linear(w, level - centre @ w) for w in np.linalg.solve(x.T @ x + ridges, x.T @ (targets - level))]
-
-
 def fit_coordinates(
     train: Part, valid: Part, penalties: Sequence[float], side: int, distances: Float[Tensor, "labels labels"]
 ) -> tuple[Linear, Search]:
@@ -415,10 +378,13 @@ def fit_coordinates(
     Raises:
         ValueError: no penalty, or one that is not positive.
     """
-    places = np.stack([train.labels // side, train.labels % side], 1).astype(float)
-    models = dict(zip(penalties, fit_ridge(train.features, places, penalties), strict=True))
-    square, search = distances.square().cpu().numpy(), {}
-    for alpha, model in models.items():
-        answers = nearest_place(model(valid.features), side)
+    require_nonempty(penalties=penalties)
+    require_positive(penalties=penalties)
+    places = np.stack([train.labels // side, train.labels % side], 1)
+    square, models, search = distances.square().cpu().numpy(), {}, {}
+    for alpha in penalties:
+        fitted = Ridge(alpha=alpha).fit(train.features, places)
+        models[alpha] = Linear(fitted.coef_.T, fitted.intercept_)
+        answers = nearest_place(models[alpha](valid.features), side)
         search[alpha] = float(square[valid.labels, answers].mean())
     return models[min(search, key=search.get)], search
