@@ -223,6 +223,13 @@ def test_the_classifier_is_the_best_of_scikit_learns():
     assert theirs * (1 - 1e-6) <= ours <= theirs * 1.01
 
 
+def test_two_classes_are_no_exception():
+    train, valid = (lk.Part(part.features[part.labels < 2], part.labels[part.labels < 2]) for part in parts())
+    model, _ = lk.fit_classifier(train, valid, [1.0])
+    wanted = LogisticRegression(C=1.0).fit(*train).predict_proba(valid.features)
+    np.testing.assert_allclose(softmax(model(valid.features), axis=1), wanted, atol=0.02)
+
+
 def test_the_class_means_are_the_best_linear_discriminant():
     train, valid = parts()
     train = balanced(train)

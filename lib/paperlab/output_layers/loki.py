@@ -318,12 +318,15 @@ def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tupl
     """
     require_nonempty(penalties=penalties)
     require_positive(penalties=penalties)
-    _, _, column = _columns(train, valid)
+    classes, _, column = _columns(train, valid)
     best, search, single = None, {}, train.features.astype(np.float32)  # the tolerance is coarser than that
     fitted = LogisticRegression(tol=1e-3, max_iter=300, warm_start=True)  # each fit begins where the last one ended
     for c in penalties:
         fitted.set_params(C=c).fit(single, train.labels)
-        model = Linear(fitted.coef_.T.astype(train.features.dtype), fitted.intercept_.astype(train.features.dtype))
+        weights, bias = fitted.coef_.T, fitted.intercept_
+        if classes == 2:  # scikit-learn keeps the second class's lead only
+            weights, bias = np.c_[0 * weights, weights], np.r_[0, bias]
+        model = Linear(weights.astype(train.features.dtype), bias.astype(train.features.dtype))
         search[c] = _log_loss(model, valid, column)
         if search[c] > min(search.values()):
             break
