@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KDTree
@@ -197,25 +198,61 @@ def balanced(part):
     return lk.Part(part.features[rows], part.labels[rows])
 
 
-def test_the_searches_take_the_best_on_held_out_pictures():
+def log_loss(p, labels):
+    return -np.log(p[np.arange(len(labels)), labels]).mean()  # classes are all of 0, 1, ...
+
+
+def test_the_classifier_is_the_best_of_scikit_learns():
     train, valid = parts()
-    model, search = lk.fit_classifier(train, valid, [1e-3, 1e-1, 10.0, 1e6])
-    best = min(search, key=search.get)
-    assert best == model.C
-    again = LogisticRegression(C=best, max_iter=1000).fit(*train)
-    np.testing.assert_allclose(model.predict_proba(valid.features), again.predict_proba(valid.features), atol=0.06)
-    prototypes, search = lk.fit_prototypes(train, valid, [0.01, 0.5, 1.0])
-    best = min(search, key=search.get)
-    again = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=best, priors=np.full(9, 1 / 9)).fit(*balanced(train))
-    prototypes, _ = lk.fit_prototypes(balanced(train), valid, [best])
-    np.testing.assert_allclose(prototypes.probabilities(valid.features), again.predict_proba(valid.features), atol=1e-6)
-    d = lk.grid_distances(3, 3)
-    ridge, search = lk.fit_coordinates(train, valid, [0.1, 10.0, 1e3], 3, d)
-    assert ridge.alpha == min(search, key=search.get)
-    again = Ridge(alpha=ridge.alpha).fit(train.features, np.stack(np.divmod(train.labels, 3), 1))
-    answers = KDTree(np.stack(np.divmod(np.arange(9), 3), 1)).query(again.predict(valid.features))[1][:, 0]
-    np.testing.assert_array_equal(lk.nearest_place(ridge.predict(valid.features), 3), answers)
-    assert search[ridge.alpha] == pytest.approx(d[valid.labels, answers].square().mean().item())
+    penalties = [1e-3, 1e-1, 10.0, 1e6]
+    model, search = lk.fit_classifier(train, valid, penalties)
+    fits = {c: LogisticRegression(C=c, tol=1e-8, max_iter=1000).fit(*train) for c in penalties}
+    for c, found in list(search.items())[:-1]:  # the last is the one that was given up
+        assert found == pytest.approx(log_loss(fits[c].predict_proba(valid.features), valid.labels), rel=0.03)
+    best = fits[min(search, key=search.get)]
+    assert list(search)[-2:] == [best.C, penalties[penalties.index(best.C) + 1]]
+    probabilities = softmax(model(valid.features), axis=1)
+    np.testing.assert_allclose(probabilities, best.predict_proba(valid.features), atol=0.1)
+    ours, theirs = (
+        log_loss(p, train.labels) * len(train.labels) + (w**2).sum() / (2 * best.C)
+        for p, w in (
+            (softmax(model(train.features), axis=1), model.weights),
+            (best.predict_proba(train.features), best.coef_),
+        )
+    )
+    assert theirs * (1 - 1e-6) <= ours <= theirs * 1.01
+
+
+def test_two_classes_are_no_exception():
+    train, valid = (lk.Part(part.features[part.labels < 2], part.labels[part.labels < 2]) for part in parts())
+    model, _ = lk.fit_classifier(train, valid, [1.0])
+    wanted = LogisticRegression(C=1.0).fit(*train).predict_proba(valid.features)
+    np.testing.assert_allclose(softmax(model(valid.features), axis=1), wanted, atol=0.02)
+
+
+def test_the_class_means_are_the_best_linear_discriminant():
+    train, valid = parts()
+    train = balanced(train)
+    model, search = lk.fit_prototypes(train, valid, [0.01, 0.5, 1.0])
+    fits = {
+        s: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=s, priors=np.full(9, 1 / 9)).fit(*train) for s in search
+    }
+    for s, fitted in fits.items():
+        assert search[s] == pytest.approx(log_loss(fitted.predict_proba(valid.features), valid.labels))
+    best = fits[min(search, key=search.get)]
+    probabilities = softmax(model(valid.features), axis=1)
+    np.testing.assert_allclose(probabilities, best.predict_proba(valid.features), atol=1e-6)
+
+
+def test_the_regression_is_the_best_of_scikit_learns():
+    train, valid = parts()
+    d, places = lk.grid_distances(3, 3), np.stack(np.divmod(train.labels, 3), 1)
+    model, search = lk.fit_coordinates(train, valid, [0.1, 10.0, 1e3], 3, d)
+    best = Ridge(alpha=min(search, key=search.get)).fit(train.features, places)
+    np.testing.assert_allclose(model(valid.features), best.predict(valid.features), atol=1e-9)
+    answers = KDTree(np.stack(np.divmod(np.arange(9), 3), 1)).query(best.predict(valid.features))[1][:, 0]
+    np.testing.assert_array_equal(lk.nearest_place(model(valid.features), 3), answers)
+    assert search[best.alpha] == pytest.approx(d[valid.labels, answers].square().mean().item())
 
 
 def test_a_search_ends_where_the_loss_rises():
@@ -241,6 +278,8 @@ D = torch.ones(2, 3, dtype=torch.float64)
         (lambda: lk.frechet_mean(torch.ones(2) / 2, D, power=0.0), "power"),
         (lambda: lk.frechet_mean(torch.ones(0), D[:0]), "distances"),
         (lambda: lk.advantage(D[:, :1]), "labels"),
+        (lambda: lk.tree_paths(torch.zeros(3, 3), 3), "root"),
+        (lambda: lk.tree_paths(torch.full((2, 2), torch.inf), 0), "distances"),
         (lambda: lk.tree_locus(torch.zeros(3, 3), []), "observed"),
         (lambda: lk.tree_locus(torch.zeros(3, 3), [3]), "observed"),
         (lambda: lk.farthest(torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool)), "locus"),

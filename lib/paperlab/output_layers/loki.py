@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linprog
 from scipy.sparse import block_diag, coo_array
 from scipy.sparse.csgraph import shortest_path
-from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
+from torch.nn import functional as F
 
 from paperlab.checks import (
     require_at_least,
@@ -127,37 +127,45 @@ def advantage(distances: Float[Tensor, "observed labels"]) -> Float[Tensor, " la
     require_nonempty(distances=distances)
     require_nonnegative(distances=distances)
     require_at_least(2, **{"number of labels in distances": distances.shape[1]})
-    square = distances.double().square().cpu().numpy().T  # (labels, observed)
-    observed = square.shape[1]
+    square = distances.double().square().cpu().numpy().T
+    labels, observed = square.shape
+    behind = (square[:, None] - square)[~np.eye(labels, dtype=bool)].reshape(labels, labels - 1, observed)
     weights = np.r_[np.ones(observed), 0.0]
-    behind = [np.delete(own - square, y, 0) for y, own in enumerate(square)]
-    blocks = [np.c_[rows, np.ones(len(rows))] for rows in behind]  # w · (own - other) + advantage <= 0
     solved = linprog(
-        np.tile(weights - 1, len(square)),
-        block_diag(blocks, format="csr"),
-        np.zeros(len(square) * (len(square) - 1)),
-        block_diag([weights[None]] * len(square), format="csr"),
-        np.ones(len(square)),
-        ([(0, None)] * observed + [(None, None)]) * len(square),
+        np.tile(weights - 1, labels),
+        block_diag([np.c_[rows, np.ones(len(rows))] for rows in behind], format="csr"),  # w · (own - other) + a <= 0
+        np.zeros(labels * (labels - 1)),
+        block_diag([weights[None]] * labels, format="csr"),
+        np.ones(labels),
+        np.tile(np.c_[np.where(weights > 0, 0, -np.inf), np.full(observed + 1, np.inf)], (labels, 1)),
+        options={"presolve": False},  # it finds nothing to remove, and takes longer than the solution
     )
-    found = solved.x.reshape(len(square), observed + 1)[:, -1]
+    found = solved.x.reshape(labels, observed + 1)[:, -1]
     return torch.as_tensor(found.copy(), device=distances.device)
+
+
+def tree_paths(distances: Float[Tensor, "nodes nodes"], root: int) -> Bool[Tensor, "nodes nodes"]:
+    """Row v holds the nodes on the path from ``root`` to v: those through which it is no detour to go.
+
+    ``distances`` are those of a tree.
+
+    Raises:
+        ValueError: a root that does not exist, or distances that are not finite.
+    """
+    require_between(0, len(distances) - 1, root=root)
+    require_finite(distances=distances)
+    return (distances[root] + distances - distances[root][:, None]).abs() < 1e-9
 
 
 def tree_locus(distances: Float[Tensor, "nodes nodes"], observed: Sequence[int]) -> Bool[Tensor, " nodes"]:
     """The Steiner subtree of the observed nodes: all that lie on a path from the first of them to another.
 
-    ``distances`` are those of a tree; a node lies on a path if going through it is no detour.
-
     Raises:
-        ValueError: nothing observed, a node that does not exist, or distances that are not finite.
+        ValueError: nothing observed, or as `tree_paths`.
     """
     require_nonempty(observed=observed)
     require_between(0, len(distances) - 1, observed=observed)
-    require_finite(distances=distances)
-    root, ends = observed[0], list(observed)
-    detour = distances[root] + distances[ends] - distances[root, ends][:, None]
-    return (detour.abs() < 1e-9).any(0)
+    return tree_paths(distances, observed[0])[list(observed)].any(0)
 
 
 def farthest(distances: Float[Tensor, "nodes nodes"], locus: Bool[Tensor, " nodes"]) -> int:
@@ -183,16 +191,17 @@ def grow(
     Raises:
         ValueError: ``first`` is no node, or ``choose`` repeats one.
     """
-    observed, sizes = [first], []
-    while True:
-        locus = tree_locus(distances, observed)
-        sizes.append(int(locus.sum()))
-        if locus.all():
-            return observed, sizes
+    paths = tree_paths(distances, first)
+    observed, locus = [first], paths[first]
+    sizes = [1]
+    while sizes[-1] < len(distances):
         new = choose(observed, locus)
         if new in observed:
             raise ValueError(f"choose must name a node that is not observed yet, got {new}")
         observed.append(new)
+        locus = locus | paths[new]
+        sizes.append(int(locus.sum()))
+    return observed, sizes
 
 
 def relabelled(distances: Float[Tensor, "labels labels"], order: Int[Tensor, " labels"]) -> Tensor:
@@ -273,17 +282,33 @@ class Part(NamedTuple):
     labels: Int[np.ndarray, " n"]
 
 
+class Linear(NamedTuple):
+    """What classifier, class means and regression have in common: an affine map of the features."""
+
+    weights: Float[np.ndarray, "features outputs"]
+    bias: Float[np.ndarray, " outputs"]
+
+    def __call__(self, features: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n outputs"]:
+        """Logits of the observed classes in ascending order, or coordinates."""
+        return features @ self.weights + self.bias
+
+
 Search = dict[float, float]  # penalty to score on held-out pictures, lower is better
 
 
-def _columns(classes: Int[np.ndarray, " observed"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Where each label stands among the sorted classes."""
-    if not np.isin(labels, classes).all():
+def _columns(train: Part, valid: Part) -> tuple[int, Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """How many classes there are, and where the labels of either part stand among them in ascending order."""
+    classes, index = np.unique(train.labels, return_inverse=True)
+    if not np.isin(valid.labels, classes).all():
         raise ValueError("valid must hold no label that train lacks")
-    return np.searchsorted(classes, labels)
+    return len(classes), index, np.searchsorted(classes, valid.labels)
 
 
-def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tuple[LogisticRegression, Search]:
+def _log_loss(model: Linear, part: Part, column: Int[np.ndarray, " n"]) -> float:
+    return F.cross_entropy(torch.as_tensor(model(part.features)), torch.as_tensor(column)).item()
+
+
+def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tuple[Linear, Search]:
     """Logistic regression on observed classes, with the C that has the least log loss on other pictures of them.
 
     The search goes through ``penalties`` in their order and ends where the log loss rises.
@@ -293,54 +318,44 @@ def fit_classifier(train: Part, valid: Part, penalties: Sequence[float]) -> tupl
     """
     require_nonempty(penalties=penalties)
     require_positive(penalties=penalties)
+    classes, _, column = _columns(train, valid)
     best, search, single = None, {}, train.features.astype(np.float32)  # the tolerance is coarser than that
+    fitted = LogisticRegression(tol=1e-3, max_iter=300, warm_start=True)  # each fit begins where the last one ended
     for c in penalties:
-        model = LogisticRegression(C=c, tol=1e-3, max_iter=300, warm_start=True)
-        if best is not None:  # begins where the last one ended
-            model.coef_, model.intercept_ = best.coef_.copy(), best.intercept_.copy()
-        model.fit(single, train.labels)
-        column = _columns(model.classes_, valid.labels)
-        log_p = model.predict_log_proba(valid.features)[np.arange(len(column)), column]
-        search[c] = -float(log_p.mean())
-        if best is not None and search[c] >= min(list(search.values())[:-1]):
+        fitted.set_params(C=c).fit(single, train.labels)
+        weights, bias = fitted.coef_.T, fitted.intercept_
+        if classes == 2:  # scikit-learn keeps the second class's lead only
+            weights, bias = np.c_[0 * weights, weights], np.r_[0, bias]
+        model = Linear(weights.astype(train.features.dtype), bias.astype(train.features.dtype))
+        search[c] = _log_loss(model, valid, column)
+        if search[c] > min(search.values()):
             break
         best = model
     return best, search
 
 
-class Prototypes(NamedTuple):
-    """Class means, and the whitening under which the nearest of them is looked for."""
+def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[Linear, Search]:
+    r"""The nearest class mean in the metric of $\Sigma^{-1}$, $\Sigma = (1 - s) S + s \bar\sigma^2 I$.
 
-    classes: Int[np.ndarray, " observed"]
-    means: Float[np.ndarray, "observed features"]
-    whitening: Float[np.ndarray, "features features"]
-
-    def probabilities(self, features: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n observed"]:
-        """What normal classes of one covariance and equal frequency would make likely."""
-        x, means = features @ self.whitening, self.means @ self.whitening
-        return softmax(x @ means.T - (means**2).sum(1) / 2, axis=1)  # the square of x is common to all classes
-
-
-def fit_prototypes(train: Part, valid: Part, shares: Sequence[float]) -> tuple[Prototypes, Search]:
-    r"""The nearest class mean in the metric of $((1 - s) S + s \bar\sigma^2 I)^{-1}$, $S$ the classes' covariance.
-
-    The share $s$ is the one of ``shares`` with the least log loss on ``valid``; $\bar\sigma^2$ is the mean variance.
+    $S$ is the covariance within the classes and $\bar\sigma^2$ its mean variance; the share $s$ is the one of
+    ``shares`` with the least log loss on ``valid``. The logits, $\mu_k^\top \Sigma^{-1} (x - \mu_k / 2)$, are those of
+    normal classes of one covariance and equal frequency.
 
     Raises:
         ValueError: no share, one outside 0.001 to 1, or a label in ``valid`` that ``train`` lacks.
     """
     require_nonempty(shares=shares)
     require_between(0.001, 1, shares=shares)
-    classes, index = np.unique(train.labels, return_inverse=True)
-    member = np.eye(len(classes))[index]
+    classes, index, column = _columns(train, valid)
+    member = np.eye(classes, dtype=train.features.dtype)[index]
     means = member.T @ train.features / member.sum(0)[:, None]
     rest = train.features - means[index]
-    variances, axes = np.linalg.eigh(rest.T @ rest / len(rest))
-    column, models, search = _columns(classes, valid.labels), {}, {}
+    covariance, models, search = rest.T @ rest / len(rest), {}, {}
+    sphere = np.diag(np.full_like(covariance[0], covariance.trace() / len(covariance)))
     for s in shares:
-        models[s] = Prototypes(classes, means, axes / np.sqrt((1 - s) * variances + s * variances.mean()))
-        p = models[s].probabilities(valid.features)[np.arange(len(column)), column]
-        search[s] = -float(np.log(p + 1e-12).mean())
+        weights = np.linalg.solve((1 - s) * covariance + s * sphere, means.T)
+        models[s] = Linear(weights, -(means.T * weights).sum(0) / 2)
+        search[s] = _log_loss(models[s], valid, column)
     return models[min(search, key=search.get)], search
 
 
@@ -358,7 +373,7 @@ def nearest_place(points: Float[np.ndarray, "n 2"], side: int) -> Int[np.ndarray
 
 def fit_coordinates(
     train: Part, valid: Part, penalties: Sequence[float], side: int, distances: Float[Tensor, "labels labels"]
-) -> tuple[Ridge, Search]:
+) -> tuple[Linear, Search]:
     """The rival: ridge regression to the coordinates of the labels on a grid, to be snapped by `nearest_place`.
 
     The penalty is the one whose answers have the least mean squared label distance on ``valid``.
@@ -371,7 +386,8 @@ def fit_coordinates(
     places = np.stack([train.labels // side, train.labels % side], 1)
     square, models, search = distances.square().cpu().numpy(), {}, {}
     for alpha in penalties:
-        models[alpha] = Ridge(alpha=alpha).fit(train.features, places)
-        answers = nearest_place(models[alpha].predict(valid.features), side)
+        fitted = Ridge(alpha=alpha).fit(train.features, places)
+        models[alpha] = Linear(fitted.coef_.T, fitted.intercept_)
+        answers = nearest_place(models[alpha](valid.features), side)
         search[alpha] = float(square[valid.labels, answers].mean())
     return models[min(search, key=search.get)], search
