@@ -1,11 +1,11 @@
 r"""Pointer networks: attention whose weights are the answer.
 
 Some questions are answered by picking among the inputs, in order: the corners of a convex hull, the stops of a tour.
-A classifier over a fixed list of indices cannot answer for more inputs than its list is long. Here the softmax over
-the inputs that attention computes anyway is itself the output distribution, so that it is as long as the input.
+A classifier over a list of indices has no output for an input beyond its list; the softmax that attention computes
+over the inputs is always as long as the input.
 
-Vinyals, Fortunato and Jaitly (2015), https://arxiv.org/abs/1506.03134, section 2. `Pointer` is equation (3); `Attention`
-and `Plain` are its rivals, with an output for each entry of a dictionary. All three share `Reader`'s recurrences.
+Vinyals, Fortunato and Jaitly (2015), https://arxiv.org/abs/1506.03134, section 2. `Pointer` is their equation 3,
+`Attention` (2.2) and `Plain` (2.1) are its rivals; `Race` trains copies of all of them side by side.
 """
 
 from collections.abc import Sequence
@@ -14,70 +14,90 @@ from itertools import permutations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from paperlab.checks import require_at_least, require_finite, require_nonempty, require_one_of
+from paperlab.checks import require_at_least, require_finite, require_one_of
 from paperlab.nn import StackedLinear
+
+
+def uniform(*shape: int, width: int, generator: torch.Generator | None) -> nn.Parameter:
+    r"""Parameters drawn as `torch.nn.LSTM` draws them, uniform with bound $1/\sqrt{\text{width}}$."""
+    return nn.Parameter(torch.empty(*shape).uniform_(-(width**-0.5), width**-0.5, generator=generator))
+
 
 class _Recurrence(torch.autograd.Function):
     """`StackedLSTM` with its derivative written out: one product a step for inputs, bias and state together."""
 
     @staticmethod
     def forward(ctx, x, W, h, c):
-        steps, copies, batch, inputs = x.shape
-        width = W.shape[-1] // 4
-        xh = x.new_ones(steps + 1, copies, batch, inputs + 1 + width)  # rows [x_t, 1, h_t-1]
-        xh[:-1, ..., :inputs] = x
-        xh[0, ..., inputs + 1 :] = h
+        (steps, copies, batch, inputs), width = x.shape, h.shape[-1]
+        rows = x.new_ones(steps + 1, copies, batch, inputs + 1 + width)  # [x_t, 1, h_t-1]
+        rows[:-1, ..., :inputs] = x
+        states = rows[..., inputs + 1 :]
+        states[0] = h
         cells, squashed = x.new_empty(steps + 1, *c.shape), x.new_empty(steps, *c.shape)
         cells[0] = c
         gates = x.new_empty(steps, copies, batch, 4 * width)
+        i, f, g, o = gates.chunk(4, -1)
         for t in range(steps):
-            i, f, g, o = torch.bmm(xh[t], W, out=gates[t]).sigmoid_().chunk(4, -1)
-            g.mul_(2).sub_(1)  # tanh(x) = 2 sigmoid(2x) - 1, and its x comes doubled: one function for all gates
-            torch.mul(f, cells[t], out=cells[t + 1]).addcmul_(i, g)
+            torch.bmm(rows[t], W, out=gates[t]).sigmoid_()
+            g[t].mul_(2).sub_(1)  # tanh(z) = 2 sigmoid(2z) - 1, and z comes doubled: one function for all gates
+            torch.mul(f[t], cells[t], out=cells[t + 1]).addcmul_(i[t], g[t])
             torch.mul(cells[t + 1], 2, out=squashed[t]).sigmoid_().mul_(2).sub_(1)
-            torch.mul(o, squashed[t], out=xh[t + 1, ..., inputs + 1 :])
-        ctx.save_for_backward(W, xh, gates, cells, squashed)
-        return xh[1:, ..., inputs + 1 :], cells[-1]
+            torch.mul(o[t], squashed[t], out=states[t + 1])
+        ctx.save_for_backward(W, rows, gates, cells, squashed)
+        return states[1:], cells[-1]
 
     @staticmethod
-    def backward(ctx, dhs, dc):
-        W, xh, gates, cells, squashed = ctx.saved_tensors
-        inputs, dW, back = xh.shape[-1] - dc.shape[-1] - 1, torch.zeros_like(W), W.transpose(1, 2)
-        dh, dx = torch.zeros_like(dc), xh.new_empty(*xh.shape[:-1], inputs)
+    def backward(ctx, dstates, dc):
+        W, rows, gates, cells, squashed = ctx.saved_tensors
+        inputs, back = rows.shape[-1] - dc.shape[-1] - 1, W.transpose(1, 2)
+        i, f, g, o = gates.chunk(4, -1)
+        slope = gates * (1 - gates)
+        slope.chunk(4, -1)[2].copy_((1 - g.square()) / 2)
+        from_state = o * (1 - squashed.square())
+        dz = torch.empty_like(gates)
+        di, df, dg, do = dz.chunk(4, -1)
+        dx, dh = rows.new_empty(*dz.shape[:-1], inputs), torch.zeros_like(dc)
         for t in reversed(range(len(gates))):
-            dh = dh + dhs[t]
-            i, f, g, o = gates[t].chunk(4, -1)
-            dc = torch.addcmul(dc, dh * o, 1 - squashed[t].square())
-            dz = torch.cat([dc * g, dc * cells[t], dc * i, dh * squashed[t]], -1)
-            slope = gates[t] * (1 - gates[t])
-            slope.chunk(4, -1)[2].copy_((1 - g.square()) / 2)
-            dz *= slope
-            dW.baddbmm_(xh[t].transpose(1, 2), dz)
-            dxh = torch.bmm(dz, back)
-            dx[t], dh, dc = dxh[..., :inputs], dxh[..., inputs + 1 :], dc * f
-        return dx[:-1], dW, dh, dc
+            dh = dh + dstates[t]
+            dc = torch.addcmul(dc, dh, from_state[t])
+            for out, a, b in ((di, dc, g), (df, dc, cells), (dg, dc, i), (do, dh, squashed)):
+                torch.mul(a, b[t], out=out[t])
+            dz[t].mul_(slope[t])
+            drow = torch.bmm(dz[t], back)
+            dx[t], dh, dc = drow[..., :inputs], drow[..., inputs + 1 :], dc * f[t]
+        rows, dz = (v.transpose(0, 1).flatten(1, 2) for v in (rows[:-1], dz))
+        return dx, torch.bmm(rows.transpose(1, 2), dz), dh, dc
 
 
 class StackedLSTM(nn.Module):
-    def __init__(self, copies, in_features, width, *, generator=None):
+    r"""``copies`` independent LSTMs in one recurrence: $i, f, o = \sigma(\cdot)$ and $g = \tanh(\cdot)$ of
+    $[x_t, 1, h_{t-1}] W$, then $c_t = f c_{t-1} + i g$ and $h_t = o \tanh c_t$.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, copies: int, in_features: int, width: int, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        bound = width**-0.5
-        self.weight = nn.Parameter(torch.empty(copies, in_features + 1 + width, 4 * width).uniform_(-bound, bound, generator=generator))
-        scale = torch.ones(4 * width)
-        scale[2 * width : 3 * width] = 2
-        self.register_buffer("scale", scale, persistent=False)
+        require_at_least(1, copies=copies, in_features=in_features, width=width)
+        self.weight = uniform(copies, in_features + 1 + width, 4 * width, width=width, generator=generator)
+        self.register_buffer("scale", torch.ones(4, width).index_fill_(0, torch.tensor(2), 2).flatten())
 
-    def forward(self, x, state=None):
-        steps, copies, batch, _ = x.shape
+    def forward(
+        self, x: Float[Tensor, "steps copies batch features"], state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "copies batch steps width"], tuple[Tensor, Tensor]]:
+        """All states, and the last (h, c); ``state`` is the (h, c) to start from, by default zeros."""
         if state is None:
-            zero = x.new_zeros(copies, batch, self.weight.shape[-1] // 4)
-            state = zero, zero
+            state = (x.new_zeros(*x.shape[1:3], self.weight.shape[-1] // 4),) * 2
         h, c = _Recurrence.apply(x, self.weight * self.scale, *state)
-        return h.permute(1,2,0,3).contiguous(), (h[-1], c)
+        return h.permute(1, 2, 0, 3).contiguous(), (h[-1], c)
 
 
-class _Pointing(torch.autograd.Function):
+class _Scores(torch.autograd.Function):
+    """`scores` with its derivative written out: the large tensor of tanh values is kept once."""
+
     @staticmethod
     def forward(ctx, keys, query, v):
         t = torch.add((2 * keys)[:, :, None], (2 * query)[:, :, :, None]).sigmoid_().mul_(2).sub_(1)
@@ -88,114 +108,349 @@ class _Pointing(torch.autograd.Function):
     def backward(ctx, du):
         t, v = ctx.saved_tensors
         dv = torch.bmm(du.flatten(1)[:, None], t.flatten(1, 3))[:, 0]
-        back = torch.addcmul(du[..., None], t, t * du[..., None], value=-1)
-        v = v[:, None, None]
-        return back.sum(2) * v, back.sum(3) * v, dv
+        slope = torch.addcmul(du[..., None], t, t * du[..., None], value=-1)
+        return slope.sum(2) * v[:, None, None], slope.sum(3) * v[:, None, None], dv
 
-pointing = _Pointing.apply
 
-def heads(linear, x):
+def scores(
+    keys: Float[Tensor, "copies batch n width"],
+    query: Float[Tensor, "copies batch m width"],
+    v: Float[Tensor, "copies width"],
+) -> Float[Tensor, "copies batch m n"]:
+    r"""$u^i_j = v^\top \tanh(k_j + q_i)$ with the keys $k_j = W_1 e_j$ and the queries $q_i = W_2 d_i$."""
+    return _Scores.apply(keys, query, v)
+
+
+def _each(linear: StackedLinear, x: Float[Tensor, "copies batch m width"]) -> Float[Tensor, "copies batch m out"]:
     return linear(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
+
 class Pointer(nn.Module):
-    def __init__(self, copies, width, dictionary, g):
+    r"""$p(C_i = j) = \mathrm{softmax}_j(u^i)$ over the inputs and a learned end: the softmax is the output."""
+
+    def __init__(self, copies: int, width: int, dictionary: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.W1, self.W2 = StackedLinear(copies, width, width, generator=g), StackedLinear(copies, width, width, generator=g)
-        b = width**-0.5
-        self.v = nn.Parameter(torch.empty(copies, width).uniform_(-b, b, generator=g))
-        self.end = nn.Parameter(torch.empty(copies, 1, 1, width).uniform_(-b, b, generator=g))
-    def forward(self, e, d, labels):
+        self.W1, self.W2 = (StackedLinear(copies, width, width, generator=generator) for _ in range(2))
+        self.v = uniform(copies, width, width=width, generator=generator)
+        self.end = uniform(copies, 1, 1, width, width=width, generator=generator)
+
+    def forward(
+        self, e: Float[Tensor, "copies batch n width"], d: Float[Tensor, "copies batch m width"], labels: object = None
+    ) -> Float[Tensor, "copies batch m places"]:
+        """Log-probability of each of the n inputs and, last, of the end, for each of the m decoder states."""
         e = torch.cat([e, self.end.expand(-1, e.shape[1], -1, -1)], 2)
-        return pointing(heads(self.W1, e), heads(self.W2, d), self.v).log_softmax(-1)
+        return scores(_each(self.W1, e), _each(self.W2, d), self.v).log_softmax(-1)
 
-def positions(logits, labels):
-    logp = logits.log_softmax(-1)
-    C, B, M, V = logits.shape
-    n = labels.shape[-1]
-    return torch.cat([logp.gather(-1, labels[:, :, None].expand(C, B, M, n)), logp[..., -1:]], -1)
-
-class Attention(nn.Module):
-    def __init__(self, copies, width, dictionary, g):
-        super().__init__()
-        self.W1, self.W2 = StackedLinear(copies, width, width, generator=g), StackedLinear(copies, width, width, generator=g)
-        b = width**-0.5
-        self.v = nn.Parameter(torch.empty(copies, width).uniform_(-b, b, generator=g))
-        self.out = StackedLinear(copies, 2 * width, dictionary + 1, generator=g)
-    def forward(self, e, d, labels):
-        C, B, n, H = e.shape
-        a = pointing(heads(self.W1, e), heads(self.W2, d), self.v).softmax(-1)
-        context = torch.bmm(a.flatten(0, 1), e.flatten(0, 1)).unflatten(0, (C, B))
-        return positions(heads(self.out, torch.cat([d, context], -1)), labels)
 
 class Plain(nn.Module):
-    def __init__(self, copies, width, dictionary, g):
-        super().__init__()
-        self.out = StackedLinear(copies, width, dictionary + 1, generator=g)
-    def forward(self, e, d, labels):
-        return positions(heads(self.out, d), labels)
+    """An output for every entry of a dictionary and one for the end, read off the decoder state alone."""
 
-KINDS = {"pointer": Pointer, "attention": Attention, "named attention": Attention, "plain": Plain}
+    sources = 1
+
+    def __init__(self, copies: int, width: int, dictionary: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.out = StackedLinear(copies, self.sources * width, dictionary + 1, generator=generator)
+
+    def forward(
+        self,
+        e: Float[Tensor, "copies batch n width"],
+        d: Float[Tensor, "copies batch m sources"],
+        labels: Int[Tensor, "copies batch n"],
+    ) -> Float[Tensor, "copies batch m places"]:
+        """As `Pointer`; input j is entry ``labels[j]``, and a row sums to less than 1 where entries go unused."""
+        logp = _each(self.out, d).log_softmax(-1)
+        index = labels[:, :, None].expand(-1, -1, d.shape[2], -1)
+        return torch.cat([logp.gather(-1, index), logp[..., -1:]], -1)
+
+
+class Attention(Plain):
+    r"""As `Plain`, of $[d_i, d_i']$: the softmax blends the inputs into $d_i' = \sum_j a^i_j e_j$."""
+
+    sources = 2
+
+    def __init__(self, copies: int, width: int, dictionary: int, generator: torch.Generator | None = None) -> None:
+        super().__init__(copies, width, dictionary, generator)
+        self.W1, self.W2 = (StackedLinear(copies, width, width, generator=generator) for _ in range(2))
+        self.v = uniform(copies, width, width=width, generator=generator)
+
+    def forward(self, e: Tensor, d: Tensor, labels: Tensor) -> Tensor:
+        """As `Plain`."""
+        a = scores(_each(self.W1, e), _each(self.W2, d), self.v).softmax(-1)
+        return super().forward(e, torch.cat([d, torch.matmul(a, e)], -1), labels)
+
+
+KINDS = {"pointer": Pointer, "attention": Attention, "attention, labels shown": Attention, "plain": Plain}
+
 
 class Race(nn.Module):
-    def __init__(self, kinds, seeds, width=32, dictionary=15, generator=None):
+    """Encoder, decoder and output of each of ``kinds``, ``seeds`` copies of each; copy c is of kind c // seeds.
+
+    Input j is entry j of the dictionary; in a kind "labels shown" it is the entry that ``labels`` says, and the
+    encoder sees which. All kinds get the same points, and the point chosen last as the decoder's input.
+
+    Raises:
+        ValueError: no or an unknown kind, or a size below 1.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        seeds: int,
+        *,
+        width: int = 32,
+        dictionary: int = 15,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
-        self.kinds, self.seeds, self.dictionary = kinds, seeds, dictionary
-        C = len(kinds) * seeds
-        self.feat = 2 + (dictionary if "named attention" in kinds else 0)
-        self.encoder = StackedLSTM(C, self.feat, width, generator=generator)
-        self.decoder = StackedLSTM(C, self.feat, width, generator=generator)
-        b = width**-0.5
-        self.start = nn.Parameter(torch.empty(C, 1, 1, self.feat).uniform_(-b, b, generator=generator))
-        self.heads = nn.ModuleList(KINDS[k](seeds, width, dictionary, generator) for k in kinds)
+        require_at_least(1, **{"number of kinds": len(kinds)}, seeds=seeds, dictionary=dictionary)
+        for kind in kinds:
+            require_one_of(KINDS, kinds=kind)
+        self.kinds, self.seeds, self.dictionary = tuple(kinds), seeds, dictionary
+        self.shown = ["shown" in kind for kind in kinds]
+        copies, features = len(kinds) * seeds, 2 + dictionary * any(self.shown)
+        self.encoder = StackedLSTM(copies, features, width, generator=generator)
+        self.decoder = StackedLSTM(copies, features, width, generator=generator)
+        self.start = uniform(copies, 1, 1, features, width=width, generator=generator)
+        self.heads = nn.ModuleList(KINDS[kind](seeds, width, dictionary, generator) for kind in kinds)
 
-    def inputs(self, points, names=None):
-        S, B, n, _ = points.shape
-        plain = torch.arange(n).expand(S, B, n)
-        xs, ls = [], []
-        for k in self.kinds:
-            l = names if k == "named attention" else plain
-            ls.append(l)
-            if self.feat > 2:
-                o = torch.nn.functional.one_hot(l, self.dictionary).to(points) if k == "named attention" else points.new_zeros(S, B, n, self.dictionary)
-                xs.append(torch.cat([points, o], -1))
-            else: xs.append(points)
-        return torch.cat(xs), ls
+    def read(
+        self, points: Float[Tensor, "seeds batch n 2"], labels: Int[Tensor, "seeds batch n"] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """What the networks are given (copies, batch, n, features), the labels, the states e_j, and the last (h, c).
 
-    def encode(self, x):
-        return self.encoder(x.permute(2, 0, 1, 3))
+        Raises:
+            ValueError: points that are not finite or too many for a kind with a dictionary, or labels missing.
+        """
+        require_finite(points=points)
+        seeds, batch, n, _ = points.shape
+        if n > self.dictionary and not set(self.kinds) <= {"pointer"}:
+            raise ValueError(f"points must be at most {self.dictionary}, the size of the dictionary, got {n}")
+        if any(self.shown) and labels is None:
+            raise ValueError("labels must be given for a kind to which they are shown")
+        own = torch.arange(n, device=points.device).expand(seeds, batch, n)
+        used = torch.stack([labels if shown else own for shown in self.shown])
+        x = (points - 0.5).expand(len(self.kinds), -1, -1, -1, -1)
+        if any(self.shown):
+            seen = torch.tensor(self.shown, device=points.device).view(-1, 1, 1, 1, 1)
+            x = torch.cat([x, (F.one_hot(used, self.dictionary) * seen).to(x)], -1)
+        x = x.flatten(0, 1)
+        return x, used.flatten(0, 1), *self.encoder(x.permute(2, 0, 1, 3))
 
-    def read(self, e, d, labels):
-        return torch.cat([h(a, b, l) for h, a, b, l in zip(self.heads, e.split(self.seeds), d.split(self.seeds), labels)])
+    def point(self, e: Tensor, d: Tensor, labels: Tensor) -> Float[Tensor, "copies batch m places"]:
+        """The log-probabilities of every copy, from its own head."""
+        parts = zip(self.heads, *(v.split(self.seeds) for v in (e, d, labels)), strict=True)
+        return torch.cat([head(*part) for head, *part in parts])
 
-    def forward(self, points, targets, names=None):
-        x, labels = self.inputs(points, names)
-        C, B, n, F = x.shape
-        e, state = self.encode(x)
-        t = targets.repeat(len(self.kinds), 1, 1)[:, :, :-1].clamp(0, n - 1)
-        prev = x.gather(2, t[..., None].expand(-1, -1, -1, F))
-        prev = torch.cat([self.start.expand(-1, B, -1, -1), prev], 2).permute(2, 0, 1, 3)
-        d, _ = self.decoder(prev, state)
-        return self.read(e, d, labels)
+    def forward(
+        self,
+        points: Float[Tensor, "seeds batch n 2"],
+        sequence: Int[Tensor, "seeds batch m"],
+        labels: Int[Tensor, "seeds batch n"] | None = None,
+    ) -> Float[Tensor, "copies batch m places"]:
+        """Log-probabilities of every place at every step, given what ``sequence`` chose before (n means the end).
+
+        Raises:
+            ValueError: as `read`.
+        """
+        x, labels, e, state = self.read(points, labels)
+        before = sequence[..., :-1].clamp(max=x.shape[2] - 1).repeat(len(self.kinds), 1, 1)
+        given = x.gather(2, before[..., None].expand(-1, -1, -1, x.shape[-1]))
+        given = torch.cat([self.start.expand(-1, x.shape[1], -1, -1), given], 2)
+        d, _ = self.decoder(given.permute(2, 0, 1, 3), state)
+        return self.point(e, d, labels)
+
+    def loss(self, points: Tensor, sequence: Tensor, labels: Tensor | None = None) -> Float[Tensor, " copies"]:
+        """Mean of $-\\log p(C_i)$ over the steps up to and with the end, for each copy.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        sequence = sequence[..., : int((sequence < points.shape[2]).sum(-1).max()) + 1]
+        logp = self(points, sequence, labels)
+        counts = F.pad(sequence[..., :-1] < points.shape[2], (1, 0), value=True).repeat(len(self.kinds), 1, 1)
+        logp = logp.gather(-1, sequence.repeat(len(self.kinds), 1, 1)[..., None])[..., 0]
+        return -(logp * counts).sum((1, 2)) / counts.sum((1, 2))
 
 
-def sort_points(points):
+@torch.no_grad()
+def decode(
+    model: Race,
+    points: Float[Tensor, "seeds batch n 2"],
+    labels: Int[Tensor, "seeds batch n"] | None = None,
+    *,
+    beam: int = 1,
+    tours: bool = False,
+) -> Int[Tensor, "copies batch steps"]:
+    """The likeliest sequence that a beam search finds; n stands for the end and all that follows it.
+
+    At most n + 1 steps. Nothing is forbidden, unless ``tours``: then every input comes once, and the end last.
+
+    Raises:
+        ValueError: ``beam`` below 1, or as `Race.read`.
+    """
+    require_at_least(1, beam=beam)
+    x, labels, e, (h, c) = model.read(points, labels)
+    (copies, batch, n, features), width = x.shape, h.shape[-1]
+    h, c = (v.repeat_interleave(beam, 1) for v in (h, c))
+    given = model.start.expand(-1, batch, beam, -1)
+    total = points.new_full((copies, batch, beam), -torch.inf)
+    total[..., 0] = 0  # one empty sequence; the other places of the beam are free
+    sequence = torch.full((copies, batch, beam, n + 1), n, device=points.device)
+    ended = torch.zeros_like(total, dtype=torch.bool)
+    barred = torch.zeros(copies, batch, beam, n + 1, dtype=torch.bool, device=points.device)
+    barred[..., n] = tours
+    for step in range(n + 1 - tours):
+        d, (h, c) = model.decoder(given.flatten(1, 2)[None], (h, c))
+        logp = model.point(e, d.view(copies, batch, beam, width), labels).masked_fill(barred, -torch.inf)
+        logp[..., :n].masked_fill_(ended[..., None], -torch.inf)
+        logp[..., n].masked_fill_(ended, 0)
+        total, best = (total[..., None] + logp).flatten(2).topk(beam)
+        parent, chosen = best // (n + 1), best % (n + 1)
+        sequence, barred = (v.gather(2, parent[..., None].expand(-1, -1, -1, n + 1)) for v in (sequence, barred))
+        h, c = (
+            v.view(copies, batch, beam, width).gather(2, parent[..., None].expand(-1, -1, -1, width)).flatten(1, 2)
+            for v in (h, c)
+        )
+        sequence[..., step] = chosen
+        ended = chosen == n
+        if tours:
+            barred.scatter_(-1, chosen[..., None], True)
+        if ended.all():
+            break
+        given = x.gather(2, chosen.clamp(max=n - 1)[..., None].expand(-1, -1, -1, features))
+    return sequence[:, :, 0]
+
+
+def draw_points(seeds: int, batch: int, n: int, generator: torch.Generator) -> Float[Tensor, "seeds batch n 2"]:
+    """Points uniform in the unit square, from left to right.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    require_at_least(1, seeds=seeds, batch=batch, n=n)
+    points = torch.rand(seeds, batch, n, 2, generator=generator, device=generator.device)
     return points.gather(-2, points[..., :1].argsort(-2).expand_as(points))
 
-def convex_hull(points):
-    """(batch, n, 2) -> (batch, n+1) ccw from index 0.. padded with n"""
-    N, n, _ = points.shape
-    edge = points[:, None] - points[:, :, None]           # N,i,j,2 : p_j - p_i
-    cross = edge[:, :, :, None, 0] * edge[:, :, None, :, 1] - edge[:, :, :, None, 1] * edge[:, :, None, :, 0]
-    eye = torch.eye(n, dtype=torch.bool)
-    ok = (cross > 0) | eye[None, :, None, :] | eye[None, None]
-    nxt = (ok.all(-1) & ~eye)
-    on = nxt.any(-1)
-    succ = nxt.int().argmax(-1)
-    first = on.int().argmax(-1)
-    out = torch.full((N, n + 1), n)
-    at, done = first, torch.zeros(N, dtype=torch.bool)
-    for k in range(n):
-        out[:, k] = torch.where(done, n, at)
-        at = succ.gather(1, at[:, None])[:, 0]
-        done = done | (at == first)
-    return out
+
+def draw_labels(
+    seeds: int, batch: int, n: int, dictionary: int, generator: torch.Generator
+) -> Int[Tensor, "seeds batch n"]:
+    """n different entries of a dictionary, rising.
+
+    Raises:
+        ValueError: a size below 1, or more labels than entries.
+    """
+    require_at_least(1, seeds=seeds, batch=batch, n=n)
+    require_at_least(n, dictionary=dictionary)
+    order = torch.rand(seeds, batch, dictionary, generator=generator, device=generator.device).argsort(-1)
+    return order[..., :n].sort(-1).values
+
+
+def turn(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Twice the signed area of the triangles a, b, c: positive where the way from a over b to c turns left."""
+    return (b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0]
+
+
+def convex_hull(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch steps"]:
+    """The corners of the convex hull, counter-clockwise from the lowest index; then n, up to n + 1 entries.
+
+    From i to j there is an edge where all other points lie to its left: n³ tests, without a loop over the batch.
+
+    Raises:
+        ValueError: fewer than 3 points, points not finite, or three on one line of the hull.
+    """
+    n = points.shape[-2]
+    require_at_least(3, **{"number of points": n})
+    require_finite(points=points)
+    p = points.double()
+    own = torch.eye(n, dtype=torch.bool, device=p.device)
+    left = turn(p[..., :, None, None, :], p[..., None, :, None, :], p[..., None, None, :, :]) > 0
+    edges = (left | own[:, None] | own).all(-1) & ~own
+    if not torch.equal(edges.sum(-1), edges.sum(-2)) or not (edges.sum((-1, -2)) > 2).all():
+        raise ValueError("points must not lie three on one line of the hull")
+    follows = edges.int().argmax(-1)
+    first = edges.any(-1).int().argmax(-1, keepdim=True)
+    corners = [first]
+    for _ in range(n):
+        at = follows.gather(-1, corners[-1].clamp(max=n - 1))
+        corners.append(torch.where((at == first) | (corners[-1] == n), n, at))
+    return torch.cat(corners, -1)
+
+
+def outline(points: Float[Tensor, "*batch n 2"], sequence: Int[Tensor, "*batch m"]) -> Float[Tensor, "*batch m 2"]:
+    """The corners of a sequence in order; entries n become the first corner again, which changes no polygon."""
+    n = points.shape[-2]
+    closed = torch.where(sequence < n, sequence, sequence[..., :1]).clamp(max=n - 1)
+    return points.gather(-2, closed[..., None].expand(*closed.shape, 2))
+
+
+def area(polygon: Float[Tensor, "*batch m 2"]) -> Float[Tensor, "*batch"]:
+    r"""Signed area (shoelace), positive counter-clockwise: $\frac12 \sum_i x_i y_{i+1} - x_{i+1} y_i$."""
+    (x, y), (x2, y2) = polygon.unbind(-1), polygon.roll(-1, -2).unbind(-1)
+    return (x * y2 - x2 * y).sum(-1) / 2
+
+
+def is_polygon(points: Float[Tensor, "*batch n 2"], sequence: Int[Tensor, "*batch m"]) -> Bool[Tensor, "*batch"]:
+    """Does the sequence end, with three corners or more, no corner twice and no edge across another?"""
+    n = points.shape[-2]
+    visits = F.one_hot(sequence, n + 1).sum(-2)[..., :n]
+    a = outline(points.double(), sequence)
+    b = a.roll(-1, -2)
+    sides = [turn(a[..., :, None, :], b[..., :, None, :], other[..., None, :, :]) for other in (a, b)]
+    apart = sides[0] * sides[1] < 0  # the ends of edge j lie on different sides of edge i
+    crossed = (apart & apart.transpose(-1, -2)).flatten(-2).any(-1)
+    return (sequence == n).any(-1) & (visits.sum(-1) > 2) & (visits < 2).all(-1) & ~crossed
+
+
+def coverage(
+    points: Float[Tensor, "*batch n 2"], sequence: Int[Tensor, "*batch m"], hull: Int[Tensor, "*batch steps"]
+) -> Float[Tensor, "*batch"]:
+    """Area of the polygon as a share of the hull's; 0 for what is no polygon."""
+    share = area(outline(points, sequence)).abs() / area(outline(points, hull))
+    return share * is_polygon(points, sequence)
+
+
+def same_cycle(a: Int[Tensor, "*batch m"], b: Int[Tensor, "*batch m"], n: int) -> Bool[Tensor, "*batch"]:
+    """Are two sequences the same up to where they start?"""
+    return (_from_lowest(a, n) == _from_lowest(b, n)).all(-1)
+
+
+def _from_lowest(sequence: Tensor, n: int) -> Tensor:
+    length = (sequence < n).sum(-1, keepdim=True)
+    step = torch.arange(sequence.shape[-1], device=sequence.device)
+    turned = sequence.gather(-1, (sequence.argmin(-1, keepdim=True) + step) % length.clamp(min=1))
+    return torch.where(step < length, turned, n)
+
+
+def tour_length(points: Float[Tensor, "*batch n 2"], tour: Int[Tensor, "*batch m"]) -> Float[Tensor, "*batch"]:
+    """Length of the closed way through the points of a sequence."""
+    corners = outline(points, tour)
+    return (corners - corners.roll(-1, -2)).norm(dim=-1).sum(-1)
+
+
+def shortest_tours(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch steps"]:
+    """The shortest tours, from point 0 and counter-clockwise, then n: by trying all of them.
+
+    Raises:
+        ValueError: fewer than 3 points or more than 8.
+    """
+    n = points.shape[-2]
+    require_at_least(3, **{"number of points": n})
+    if n > 8:
+        raise ValueError(f"points must be at most 8 to try all tours, got {n}")
+    orders = torch.tensor([(0, *p) for p in permutations(range(1, n)) if p[0] < p[-1]], device=points.device)
+    lengths = torch.cdist(points, points).flatten(-2)[..., orders * n + orders.roll(-1, -1)].sum(-1)
+    tour = orders[lengths.argmin(-1)]
+    back = torch.cat([tour[..., :1], tour[..., 1:].flip(-1)], -1)
+    return F.pad(torch.where(area(outline(points, tour))[..., None] > 0, tour, back), (0, 1), value=n)
+
+
+def nearest_next(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch n"]:
+    """The tours that start at point 0 and always go on to the nearest point not yet visited."""
+    distance = torch.cdist(points, points)
+    tour = [torch.zeros_like(points[..., :1, 0], dtype=torch.long)]
+    for _ in range(points.shape[-2] - 1):
+        distance = distance.scatter(-1, tour[-1][..., None].expand(*distance.shape[:-1], 1), torch.inf)
+        row = distance.gather(-2, tour[-1][..., None].expand(*distance.shape[:-2], 1, distance.shape[-1]))
+        tour.append(row[..., 0, :].argmin(-1, keepdim=True))
+    return torch.cat(tour, -1)
