@@ -33,46 +33,44 @@ class _Recurrence(torch.autograd.Function):
         (steps, copies, batch, inputs), width = x.shape, h.shape[-1]
         rows = x.new_ones(steps + 1, copies, batch, inputs + 1 + width)  # [x_t, 1, h_t-1]
         rows[:-1, ..., :inputs] = x
-        states = rows[..., inputs + 1 :]
-        states[0] = h
-        cells, squashed = x.new_empty(steps + 1, *c.shape), x.new_empty(steps, *c.shape)
-        cells[0] = c
-        gates = x.new_empty(steps, copies, batch, 4 * width)
-        i, f, g, o = gates.chunk(4, -1)
-        for t in range(steps):
-            torch.bmm(rows[t], W, out=gates[t]).sigmoid_()
-            g[t].mul_(2).sub_(1)  # tanh(z) = 2 sigmoid(2z) - 1, and z comes doubled: one function for all gates
-            torch.mul(f[t], cells[t], out=cells[t + 1]).addcmul_(i[t], g[t])
-            torch.mul(cells[t + 1], 2, out=squashed[t]).sigmoid_().mul_(2).sub_(1)
-            torch.mul(o[t], squashed[t], out=states[t + 1])
+        states, cells = rows[..., inputs + 1 :], x.new_empty(steps + 1, *c.shape)
+        states[0], cells[0] = h, c
+        gates, squashed = x.new_empty(steps, copies, batch, 4 * width), x.new_empty(steps, *c.shape)
+        views = (rows, cells, gates, gates[..., : 3 * width], *gates.chunk(4, -1), squashed, states[1:], cells[1:])
+        for row, cell, gate, ofi, o, i, f, g, tanh, state, new in zip(*(v.unbind() for v in views), strict=False):
+            torch.bmm(row, W, out=gate)
+            ofi.sigmoid_()
+            torch.mul(f, cell, out=new).addcmul_(i, g.tanh_())
+            torch.mul(o, torch.tanh(new, out=tanh), out=state)
         ctx.save_for_backward(W, rows, gates, cells, squashed)
         return states[1:], cells[-1]
 
     @staticmethod
     def backward(ctx, dstates, dc):
         W, rows, gates, cells, squashed = ctx.saved_tensors
-        inputs, back = rows.shape[-1] - dc.shape[-1] - 1, W.transpose(1, 2)
-        i, f, g, o = gates.chunk(4, -1)
-        slope = gates * (1 - gates)
-        slope.chunk(4, -1)[2].copy_((1 - g.square()) / 2)
-        from_state = o * (1 - squashed.square())
-        dz = torch.empty_like(gates)
-        di, df, dg, do = dz.chunk(4, -1)
-        dx, dh = rows.new_empty(*dz.shape[:-1], inputs), torch.zeros_like(dc)
-        for t in reversed(range(len(gates))):
-            dh = dh + dstates[t]
-            dc = torch.addcmul(dc, dh, from_state[t])
-            for out, a, b in ((di, dc, g), (df, dc, cells), (dg, dc, i), (do, dh, squashed)):
-                torch.mul(a, b[t], out=out[t])
-            dz[t].mul_(slope[t])
-            drow = torch.bmm(dz[t], back)
-            dx[t], dh, dc = drow[..., :inputs], drow[..., inputs + 1 :], dc * f[t]
-        rows, dz = (v.transpose(0, 1).flatten(1, 2) for v in (rows[:-1], dz))
+        width, steps = dc.shape[-1], len(gates)
+        inputs, back = W.shape[1] - width - 1, W.transpose(1, 2)
+        o, i, f, g = gates.unflatten(-1, (4, width)).unbind(-2)
+        via_state, via_cell = (
+            squashed * o * (1 - o),
+            torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g.square())], -2),
+        )
+        to_cell, dz = o * (1 - squashed.square()), torch.empty_like(gates).unflatten(-1, (4, width))
+        views = [v.unbind() for v in (dstates, to_cell, via_state, via_cell, dz[..., 0, :], dz[..., 1:, :], dz, f)]
+        dh, into_h = torch.zeros_like(dc), back[:, :, inputs + 1 :]
+        for dstate, to, state, cell, do, difg, now, forget in zip(*(v[::-1] for v in views), strict=True):
+            dh = dh + dstate
+            dc = torch.addcmul(dc, dh, to)
+            torch.mul(dh, state, out=do)
+            torch.mul(dc[:, :, None], cell, out=difg)
+            dh, dc = torch.bmm(now.flatten(-2), into_h), dc * forget
+        rows, dz = (v.transpose(0, 1).flatten(1, 2) for v in (rows[:-1], dz.flatten(-2)))
+        dx = torch.bmm(dz, back[:, :, :inputs]).unflatten(1, (steps, -1)).transpose(0, 1)
         return dx, torch.bmm(rows.transpose(1, 2), dz), dh, dc
 
 
 class StackedLSTM(nn.Module):
-    r"""``copies`` independent LSTMs in one recurrence: $i, f, o = \sigma(\cdot)$ and $g = \tanh(\cdot)$ of
+    r"""``copies`` independent LSTMs in one recurrence: $o, i, f = \sigma(\cdot)$ and $g = \tanh(\cdot)$ of
     $[x_t, 1, h_{t-1}] W$, then $c_t = f c_{t-1} + i g$ and $h_t = o \tanh c_t$.
 
     Raises:
@@ -83,7 +81,6 @@ class StackedLSTM(nn.Module):
         super().__init__()
         require_at_least(1, copies=copies, in_features=in_features, width=width)
         self.weight = uniform(copies, in_features + 1 + width, 4 * width, width=width, generator=generator)
-        self.register_buffer("scale", torch.ones(4, width).index_fill_(0, torch.tensor(2), 2).flatten())
 
     def forward(
         self, x: Float[Tensor, "steps copies batch features"], state: tuple[Tensor, Tensor] | None = None
@@ -91,7 +88,7 @@ class StackedLSTM(nn.Module):
         """All states, and the last (h, c); ``state`` is the (h, c) to start from, by default zeros."""
         if state is None:
             state = (x.new_zeros(*x.shape[1:3], self.weight.shape[-1] // 4),) * 2
-        h, c = _Recurrence.apply(x, self.weight * self.scale, *state)
+        h, c = _Recurrence.apply(x, self.weight, *state)
         return h.permute(1, 2, 0, 3).contiguous(), (h[-1], c)
 
 
@@ -100,7 +97,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keys, query, v):
-        t = torch.add((2 * keys)[:, :, None], (2 * query)[:, :, :, None]).sigmoid_().mul_(2).sub_(1)
+        t = torch.add((2 * keys)[:, :, None], (2 * query)[:, :, :, None]).sigmoid_().mul_(2).sub_(1)  # tanh, quicker
         ctx.save_for_backward(t, v)
         return torch.linalg.vecdot(t, v[:, None, None, None])
 
