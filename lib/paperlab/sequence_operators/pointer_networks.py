@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperlab.checks import require_at_least, require_finite, require_one_of
+from paperlab.checks import require_at_least, require_between, require_finite, require_one_of
 from paperlab.nn import StackedLinear
 
 
@@ -92,30 +92,14 @@ class StackedLSTM(nn.Module):
         return h.permute(1, 2, 0, 3).contiguous(), (h[-1], c)
 
 
-class _Scores(torch.autograd.Function):
-    """`scores` with its derivative written out: the large tensor of tanh values is kept once."""
-
-    @staticmethod
-    def forward(ctx, keys, query, v):
-        t = torch.add((2 * keys)[:, :, None], (2 * query)[:, :, :, None]).sigmoid_().mul_(2).sub_(1)  # tanh, quicker
-        ctx.save_for_backward(t, v)
-        return torch.linalg.vecdot(t, v[:, None, None, None])
-
-    @staticmethod
-    def backward(ctx, du):
-        t, v = ctx.saved_tensors
-        dv = torch.bmm(du.flatten(1)[:, None], t.flatten(1, 3))[:, 0]
-        slope = torch.addcmul(du[..., None], t, t * du[..., None], value=-1)
-        return slope.sum(2) * v[:, None, None], slope.sum(3) * v[:, None, None], dv
-
-
 def scores(
     keys: Float[Tensor, "copies batch n width"],
     query: Float[Tensor, "copies batch m width"],
     v: Float[Tensor, "copies width"],
 ) -> Float[Tensor, "copies batch m n"]:
     r"""$u^i_j = v^\top \tanh(k_j + q_i)$ with the keys $k_j = W_1 e_j$ and the queries $q_i = W_2 d_i$."""
-    return _Scores.apply(keys, query, v)
+    s = torch.sigmoid((2 * keys)[:, :, None] + (2 * query)[:, :, :, None])  # tanh(x) = 2 s(2x) - 1, and s is quicker
+    return torch.linalg.vecdot(s, 2 * v[:, None, None, None]) - v.sum(-1)[:, None, None, None]
 
 
 def _each(linear: StackedLinear, x: Float[Tensor, "copies batch m width"]) -> Float[Tensor, "copies batch m out"]:
@@ -156,8 +140,7 @@ class Plain(nn.Module):
     ) -> Float[Tensor, "copies batch m places"]:
         """As `Pointer`; input j is entry ``labels[j]``, and a row sums to less than 1 where entries go unused."""
         logp = _each(self.out, d).log_softmax(-1)
-        index = labels[:, :, None].expand(-1, -1, d.shape[2], -1)
-        return torch.cat([logp.gather(-1, index), logp[..., -1:]], -1)
+        return torch.cat([logp.gather(-1, labels[:, :, None].expand(-1, -1, d.shape[2], -1)), logp[..., -1:]], -1)
 
 
 class Attention(Plain):
@@ -220,8 +203,7 @@ class Race(nn.Module):
         """
         require_finite(points=points)
         seeds, batch, n, _ = points.shape
-        if n > self.dictionary and not set(self.kinds) <= {"pointer"}:
-            raise ValueError(f"points must be at most {self.dictionary}, the size of the dictionary, got {n}")
+        require_at_least(1 if set(self.kinds) == {"pointer"} else n, dictionary=self.dictionary)
         if any(self.shown) and labels is None:
             raise ValueError("labels must be given for a kind to which they are shown")
         own = torch.arange(n, device=points.device).expand(seeds, batch, n)
@@ -235,8 +217,8 @@ class Race(nn.Module):
 
     def point(self, e: Tensor, d: Tensor, labels: Tensor) -> Float[Tensor, "copies batch m places"]:
         """The log-probabilities of every copy, from its own head."""
-        parts = zip(self.heads, *(v.split(self.seeds) for v in (e, d, labels)), strict=True)
-        return torch.cat([head(*part) for head, *part in parts])
+        parts = (v.split(self.seeds) for v in (e, d, labels))
+        return torch.cat([head(*part) for head, *part in zip(self.heads, *parts, strict=True)])
 
     def forward(
         self,
@@ -253,8 +235,7 @@ class Race(nn.Module):
         before = sequence[..., :-1].clamp(max=x.shape[2] - 1).repeat(len(self.kinds), 1, 1)
         given = x.gather(2, before[..., None].expand(-1, -1, -1, x.shape[-1]))
         given = torch.cat([self.start.expand(-1, x.shape[1], -1, -1), given], 2)
-        d, _ = self.decoder(given.permute(2, 0, 1, 3), state)
-        return self.point(e, d, labels)
+        return self.point(e, self.decoder(given.permute(2, 0, 1, 3), state)[0], labels)
 
     def loss(self, points: Tensor, sequence: Tensor, labels: Tensor | None = None) -> Float[Tensor, " copies"]:
         """Mean of $-\\log p(C_i)$ over the steps up to and with the end, for each copy.
@@ -263,9 +244,9 @@ class Race(nn.Module):
             ValueError: as `read`.
         """
         sequence = sequence[..., : int((sequence < points.shape[2]).sum(-1).max()) + 1]
-        logp = self(points, sequence, labels)
-        counts = F.pad(sequence[..., :-1] < points.shape[2], (1, 0), value=True).repeat(len(self.kinds), 1, 1)
-        logp = logp.gather(-1, sequence.repeat(len(self.kinds), 1, 1)[..., None])[..., 0]
+        chosen = sequence.repeat(len(self.kinds), 1, 1)[..., None]
+        logp = self(points, sequence, labels).gather(-1, chosen)[..., 0]
+        counts = F.pad(chosen[..., :-1, 0] < points.shape[2], (1, 0), value=True)
         return -(logp * counts).sum((1, 2)) / counts.sum((1, 2))
 
 
@@ -288,7 +269,7 @@ def decode(
     require_at_least(1, beam=beam)
     x, labels, e, (h, c) = model.read(points, labels)
     (copies, batch, n, features), width = x.shape, h.shape[-1]
-    h, c = (v.repeat_interleave(beam, 1) for v in (h, c))
+    h, c = (v[:, :, None].expand(-1, -1, beam, -1) for v in (h, c))
     given = model.start.expand(-1, batch, beam, -1)
     total = points.new_full((copies, batch, beam), -torch.inf)
     total[..., 0] = 0  # one empty sequence; the other places of the beam are free
@@ -297,21 +278,17 @@ def decode(
     barred = torch.zeros(copies, batch, beam, n + 1, dtype=torch.bool, device=points.device)
     barred[..., n] = tours
     for step in range(n + 1 - tours):
-        d, (h, c) = model.decoder(given.flatten(1, 2)[None], (h, c))
+        d, (h, c) = model.decoder(given.flatten(1, 2)[None], (h.flatten(1, 2), c.flatten(1, 2)))
         logp = model.point(e, d.view(copies, batch, beam, width), labels).masked_fill(barred, -torch.inf)
         logp[..., :n].masked_fill_(ended[..., None], -torch.inf)
         logp[..., n].masked_fill_(ended, 0)
         total, best = (total[..., None] + logp).flatten(2).topk(beam)
         parent, chosen = best // (n + 1), best % (n + 1)
-        sequence, barred = (v.gather(2, parent[..., None].expand(-1, -1, -1, n + 1)) for v in (sequence, barred))
-        h, c = (
-            v.view(copies, batch, beam, width).gather(2, parent[..., None].expand(-1, -1, -1, width)).flatten(1, 2)
-            for v in (h, c)
-        )
+        kept = (sequence, barred, *(v.view(copies, batch, beam, width) for v in (h, c)))
+        sequence, barred, h, c = (v.gather(2, parent[..., None].expand(*parent.shape, v.shape[-1])) for v in kept)
         sequence[..., step] = chosen
         ended = chosen == n
-        if tours:
-            barred.scatter_(-1, chosen[..., None], True)
+        barred.scatter_(-1, chosen[..., None], tours)
         if ended.all():
             break
         given = x.gather(2, chosen.clamp(max=n - 1)[..., None].expand(-1, -1, -1, features))
@@ -327,20 +304,6 @@ def draw_points(seeds: int, batch: int, n: int, generator: torch.Generator) -> F
     require_at_least(1, seeds=seeds, batch=batch, n=n)
     points = torch.rand(seeds, batch, n, 2, generator=generator, device=generator.device)
     return points.gather(-2, points[..., :1].argsort(-2).expand_as(points))
-
-
-def draw_labels(
-    seeds: int, batch: int, n: int, dictionary: int, generator: torch.Generator
-) -> Int[Tensor, "seeds batch n"]:
-    """n different entries of a dictionary, rising.
-
-    Raises:
-        ValueError: a size below 1, or more labels than entries.
-    """
-    require_at_least(1, seeds=seeds, batch=batch, n=n)
-    require_at_least(n, dictionary=dictionary)
-    order = torch.rand(seeds, batch, dictionary, generator=generator, device=generator.device).argsort(-1)
-    return order[..., :n].sort(-1).values
 
 
 def turn(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -376,15 +339,13 @@ def convex_hull(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch step
 
 def outline(points: Float[Tensor, "*batch n 2"], sequence: Int[Tensor, "*batch m"]) -> Float[Tensor, "*batch m 2"]:
     """The corners of a sequence in order; entries n become the first corner again, which changes no polygon."""
-    n = points.shape[-2]
-    closed = torch.where(sequence < n, sequence, sequence[..., :1]).clamp(max=n - 1)
+    closed = torch.where(sequence < points.shape[-2], sequence, sequence[..., :1]).clamp(max=points.shape[-2] - 1)
     return points.gather(-2, closed[..., None].expand(*closed.shape, 2))
 
 
 def area(polygon: Float[Tensor, "*batch m 2"]) -> Float[Tensor, "*batch"]:
     r"""Signed area (shoelace), positive counter-clockwise: $\frac12 \sum_i x_i y_{i+1} - x_{i+1} y_i$."""
-    (x, y), (x2, y2) = polygon.unbind(-1), polygon.roll(-1, -2).unbind(-1)
-    return (x * y2 - x2 * y).sum(-1) / 2
+    return turn(torch.zeros_like(polygon), polygon, polygon.roll(-1, -2)).sum(-1) / 2
 
 
 def is_polygon(points: Float[Tensor, "*batch n 2"], sequence: Int[Tensor, "*batch m"]) -> Bool[Tensor, "*batch"]:
@@ -403,20 +364,17 @@ def coverage(
     points: Float[Tensor, "*batch n 2"], sequence: Int[Tensor, "*batch m"], hull: Int[Tensor, "*batch steps"]
 ) -> Float[Tensor, "*batch"]:
     """Area of the polygon as a share of the hull's; 0 for what is no polygon."""
-    share = area(outline(points, sequence)).abs() / area(outline(points, hull))
-    return share * is_polygon(points, sequence)
+    return area(outline(points, sequence)).abs() / area(outline(points, hull)) * is_polygon(points, sequence)
 
 
 def same_cycle(a: Int[Tensor, "*batch m"], b: Int[Tensor, "*batch m"], n: int) -> Bool[Tensor, "*batch"]:
     """Are two sequences the same up to where they start?"""
-    return (_from_lowest(a, n) == _from_lowest(b, n)).all(-1)
-
-
-def _from_lowest(sequence: Tensor, n: int) -> Tensor:
-    length = (sequence < n).sum(-1, keepdim=True)
-    step = torch.arange(sequence.shape[-1], device=sequence.device)
-    turned = sequence.gather(-1, (sequence.argmin(-1, keepdim=True) + step) % length.clamp(min=1))
-    return torch.where(step < length, turned, n)
+    step, turned = torch.arange(a.shape[-1], device=a.device), []
+    for s in (a, b):
+        length = (s < n).sum(-1, keepdim=True)
+        from_lowest = s.gather(-1, (s.argmin(-1, keepdim=True) + step) % length.clamp(min=1))
+        turned.append(torch.where(step < length, from_lowest, n))
+    return (turned[0] == turned[1]).all(-1)
 
 
 def tour_length(points: Float[Tensor, "*batch n 2"], tour: Int[Tensor, "*batch m"]) -> Float[Tensor, "*batch"]:
@@ -431,23 +389,9 @@ def shortest_tours(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch s
     Raises:
         ValueError: fewer than 3 points or more than 8.
     """
-    n = points.shape[-2]
-    require_at_least(3, **{"number of points": n})
-    if n > 8:
-        raise ValueError(f"points must be at most 8 to try all tours, got {n}")
+    require_between(3, 8, **{"number of points": (n := points.shape[-2])})
     orders = torch.tensor([(0, *p) for p in permutations(range(1, n)) if p[0] < p[-1]], device=points.device)
     lengths = torch.cdist(points, points).flatten(-2)[..., orders * n + orders.roll(-1, -1)].sum(-1)
     tour = orders[lengths.argmin(-1)]
     back = torch.cat([tour[..., :1], tour[..., 1:].flip(-1)], -1)
     return F.pad(torch.where(area(outline(points, tour))[..., None] > 0, tour, back), (0, 1), value=n)
-
-
-def nearest_next(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch n"]:
-    """The tours that start at point 0 and always go on to the nearest point not yet visited."""
-    distance = torch.cdist(points, points)
-    tour = [torch.zeros_like(points[..., :1, 0], dtype=torch.long)]
-    for _ in range(points.shape[-2] - 1):
-        distance = distance.scatter(-1, tour[-1][..., None].expand(*distance.shape[:-1], 1), torch.inf)
-        row = distance.gather(-2, tour[-1][..., None].expand(*distance.shape[:-2], 1, distance.shape[-1]))
-        tour.append(row[..., 0, :].argmin(-1, keepdim=True))
-    return torch.cat(tour, -1)
