@@ -322,9 +322,10 @@ def convex_hull(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch step
     n = points.shape[-2]
     require_at_least(3, **{"number of points": n})
     require_finite(points=points)
-    p = points.double()
-    own = torch.eye(n, dtype=torch.bool, device=p.device)
-    left = turn(p[..., :, None, None, :], p[..., None, :, None, :], p[..., None, None, :, :]) > 0
+    x, y = points.double().unbind(-1)
+    z = x[..., :, None] * y[..., None, :] - y[..., :, None] * x[..., None, :]  # z_ij + z_jk + z_ki is `turn` of i, j, k
+    left = z[..., None] + z[..., None, :, :] + z.transpose(-1, -2)[..., :, None, :] > 0
+    own = torch.eye(n, dtype=torch.bool, device=z.device)
     edges = (left | own[:, None] | own).all(-1) & ~own
     if not torch.equal(edges.sum(-1), edges.sum(-2)) or not (edges.sum((-1, -2)) > 2).all():
         raise ValueError("points must not lie three on one line of the hull")
