@@ -319,8 +319,7 @@ def convex_hull(points: Float[Tensor, "*batch n 2"]) -> Int[Tensor, "*batch step
     Raises:
         ValueError: fewer than 3 points, points not finite, or three on one line of the hull.
     """
-    n = points.shape[-2]
-    require_at_least(3, **{"number of points": n})
+    require_at_least(3, **{"number of points": (n := points.shape[-2])})
     require_finite(points=points)
     x, y = points.double().unbind(-1)
     z = x[..., :, None] * y[..., None, :] - y[..., :, None] * x[..., None, :]  # z_ij + z_jk + z_ki is `turn` of i, j, k
