@@ -31,41 +31,38 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W, h, c):
         (steps, copies, batch, inputs), width = x.shape, h.shape[-1]
-        rows = x.new_ones(steps + 1, copies, batch, inputs + 1 + width)  # [x_t, 1, h_t-1]
-        rows[:-1, ..., :inputs] = x
-        states, cells = rows[..., inputs + 1 :], x.new_empty(steps + 1, *c.shape)
-        states[0], cells[0] = h, c
+        rows = x.new_ones(copies, steps + 1, batch, inputs + 1 + width)  # [x_t, 1, h_t-1]
+        rows[:, :-1, :, :inputs] = x.transpose(0, 1)
         gates, squashed = x.new_empty(steps, copies, batch, 4 * width), x.new_empty(steps, *c.shape)
-        views = (rows, cells, gates, gates[..., : 3 * width], *gates.chunk(4, -1), squashed, states[1:], cells[1:])
-        for row, cell, gate, ofi, o, i, f, g, tanh, state, new in zip(*(v.unbind() for v in views), strict=False):
+        states, cells = rows[..., inputs + 1 :].transpose(0, 1), x.new_empty(steps + 1, *c.shape)
+        states[0], cells[0] = h, c
+        views = rows.transpose(0, 1), gates, gates[..., : 3 * width], *gates.chunk(4, -1), squashed, states[1:]
+        for t, (row, gate, ofi, o, i, f, g, tanh, state) in enumerate(zip(*(v.unbind() for v in views), strict=False)):
             torch.bmm(row, W, out=gate)
             ofi.sigmoid_()
-            torch.mul(f, cell, out=new).addcmul_(i, g.tanh_())
-            torch.mul(o, torch.tanh(new, out=tanh), out=state)
-        ctx.save_for_backward(W, rows, gates, cells, squashed)
+            torch.mul(f, cells[t], out=cells[t + 1]).addcmul_(i, g.tanh_())
+            torch.mul(o, torch.tanh(cells[t + 1], out=tanh), out=state)
+        ctx.save_for_backward(W, rows, gates.unflatten(-1, (4, width)), cells, squashed)
         return states[1:], cells[-1]
 
     @staticmethod
     def backward(ctx, dstates, dc):
         W, rows, gates, cells, squashed = ctx.saved_tensors
-        width, steps = dc.shape[-1], len(gates)
-        inputs, back = W.shape[1] - width - 1, W.transpose(1, 2)
-        o, i, f, g = gates.unflatten(-1, (4, width)).unbind(-2)
-        via_state, via_cell = (
-            squashed * o * (1 - o),
-            torch.stack([g * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - g.square())], -2),
-        )
-        to_cell, dz = o * (1 - squashed.square()), torch.empty_like(gates).unflatten(-1, (4, width))
-        views = [v.unbind() for v in (dstates, to_cell, via_state, via_cell, dz[..., 0, :], dz[..., 1:, :], dz, f)]
-        dh, into_h = torch.zeros_like(dc), back[:, :, inputs + 1 :]
-        for dstate, to, state, cell, do, difg, now, forget in zip(*(v[::-1] for v in views), strict=True):
+        (steps, copies, batch, _, width), (o, i, f, g) = gates.shape, gates.unbind(-2)
+        slope = (1 - gates).mul_(gates)  # large tensors change in place: fresh memory costs more than the sums
+        torch._foreach_mul_(slope[..., :3, :].unbind(-2), [squashed, g, cells[:-1]])
+        torch.addcmul(i, i, g.square(), value=-1, out=slope[..., 3, :])
+        to_cell, dh = torch.addcmul(o, o, squashed.square(), value=-1), torch.zeros_like(dc)
+        dz, back = gates.new_empty(copies, steps, batch, 4, width).transpose(0, 1), W.transpose(1, 2)
+        views = dstates, to_cell, slope[..., 0, :], slope[..., 1:, :], dz[..., 0, :], dz[..., 1:, :], dz, f
+        for dstate, to, state, cell, do, difg, now, forget in zip(*(v.unbind()[::-1] for v in views), strict=True):
             dh = dh + dstate
             dc = torch.addcmul(dc, dh, to)
             torch.mul(dh, state, out=do)
             torch.mul(dc[:, :, None], cell, out=difg)
-            dh, dc = torch.bmm(now.flatten(-2), into_h), dc * forget
-        rows, dz = (v.transpose(0, 1).flatten(1, 2) for v in (rows[:-1], dz.flatten(-2)))
-        dx = torch.bmm(dz, back[:, :, :inputs]).unflatten(1, (steps, -1)).transpose(0, 1)
+            dh, dc = torch.bmm(now.flatten(-2), back[:, :, -width:]), dc * forget
+        rows, dz = rows[:, :-1].flatten(1, 2), dz.transpose(0, 1).flatten(-2).flatten(1, 2)
+        dx = torch.bmm(dz, back[:, :, : -width - 1]).unflatten(1, (steps, -1)).transpose(0, 1)
         return dx, torch.bmm(rows.transpose(1, 2), dz), dh, dc
 
 
