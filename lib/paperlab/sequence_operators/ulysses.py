@@ -1,11 +1,444 @@
-"""TODO: what this is, in one line.
+r"""Ulysses: attention over a sequence that no device holds, by trading tokens for heads.
 
-TODO: why anyone should care, in two sentences.
+A sequence too long for one device is cut into P pieces. Everything in a Transformer but attention works token by token;
+attention works head by head. One all-to-all turns "my tokens, all heads" into "all tokens, my heads", another one turns
+back, and what a device sends is in proportion to its own piece.
 
-TODO: authors, "DeepSpeed Ulysses: System Optimizations for Enabling Training of Extreme Long Sequence Transformer
-Models" (2023), https://arxiv.org/abs/2309.14509.
+The schemes are written once, against a `Group` of ranks that can only exchange messages. Two kinds of group carry
+them: all ranks in this process, or one of them without the others (`Simulated`), and one rank a process on
+``torch.distributed`` (`Distributed`). A list of tensors, "shards", has one for each rank that lives in this process.
+
+Jacobs, Tanaka, Zhang, Zhang, Song, Rajbhandari and He, "DeepSpeed Ulysses: System Optimizations for Enabling Training of
+Extreme Long Sequence Transformer Models" (2023), https://arxiv.org/abs/2309.14509.
 """
 
+import os
+import pickle
+import tempfile
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from functools import partialmethod
+from pathlib import Path
+from typing import Any, NamedTuple
 
-def method() -> None:
-    """TODO: what it computes (equation), shapes, limits, errors."""
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch import distributed as dist
+from torch.multiprocessing import start_processes
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from paperlab.checks import require_at_least, require_between, require_positive
+
+Heads = list[Float[Tensor, "tokens heads dim"]]
+Boxes = list[dict[int, Tensor]]
+
+
+class Group:
+    """Ranks that share nothing and send each other messages; every message is counted as it is handed over.
+
+    ``ranks`` are those that live in this process. ``sent[direction, rank]`` counts bytes and ``messages[direction,
+    rank]`` messages, to *other* ranks only; the direction is "forward" or "backward".
+
+    The four collectives are differentiable, and take and return one tensor for each rank here:
+
+    - ``all_to_all``: slice d of axis 0 (length P) goes to rank d, slice s of the result came from rank s;
+    - ``all_gather``: the tensors of all ranks, stacked on a new axis 0;
+    - ``reduce_scatter``: slice d of axis 0 (length P), summed over the ranks, ends on rank d;
+    - ``shift``: everyone sends to the next rank and receives from the one before.
+
+    Raises:
+        ValueError: ``size`` is less than 1, or a rank is outside 0 to ``size - 1``.
+    """
+
+    def __init__(self, size: int, ranks: Iterable[int]) -> None:
+        require_at_least(1, size=size)
+        self.size, self.ranks = size, list(ranks)
+        require_between(0, size - 1, ranks=self.ranks)
+        self.sent, self.messages = Counter(), Counter()
+
+    def deliver(self, outboxes: Boxes, inboxes: Boxes) -> None:
+        """Carry, for each rank here, ``outbox[k]`` to the rank k further on, and fill ``inbox[k]`` from k back."""
+        raise NotImplementedError
+
+    def bytes_sent(self, direction: str) -> list[int]:
+        """Bytes that each rank here has sent so far, "forward" or "backward"."""
+        return [self.sent[direction, rank] for rank in self.ranks]
+
+    def collective(self, name: str, shards: Sequence[Tensor]) -> list[Tensor]:
+        """One of the four collectives by its name, with a gradient."""
+        return list(_Collective.apply(self, name, *shards))
+
+    all_to_all = partialmethod(collective, "all_to_all")
+    all_gather = partialmethod(collective, "all_gather")
+    reduce_scatter = partialmethod(collective, "reduce_scatter")
+    shift = partialmethod(collective, "shift")
+
+    def run(self, name: str, shards: Sequence[Tensor], direction: str) -> list[Tensor]:
+        """A collective without a gradient; its bytes are counted under ``direction``."""
+        self._direction = direction
+        return getattr(self, f"_{name}")(shards)
+
+    def _exchange(self, outboxes: Boxes, inboxes: Boxes) -> None:
+        for rank, outbox in zip(self.ranks, outboxes, strict=True):
+            for message in (m for k, m in outbox.items() if k % self.size):  # what one keeps is no communication
+                self.sent[self._direction, rank] += message.numel() * message.element_size()
+                self.messages[self._direction, rank] += 1
+        self.deliver(outboxes, inboxes)
+
+    def _all_to_all(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        out, offsets = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in shards], range(self.size)
+        outboxes = [{k: x[(r + k) % self.size] for k in offsets} for r, x in zip(self.ranks, shards, strict=True)]
+        inboxes = [{k: x[(r - k) % self.size] for k in offsets} for r, x in zip(self.ranks, out, strict=True)]
+        self._exchange(outboxes, inboxes)
+        return out
+
+    def _all_gather(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return self._all_to_all([x.expand(self.size, *x.shape) for x in shards])  # the same message to everyone
+
+    def _reduce_scatter(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        total = [x[r].clone() for r, x in zip(self.ranks, shards, strict=True)]
+        for k in range(1, self.size):  # one message at a time: the sum needs no room for all of them
+            outboxes = [{k: x[(r + k) % self.size]} for r, x in zip(self.ranks, shards, strict=True)]
+            inboxes = [{k: torch.empty_like(t)} for t in total]
+            self._exchange(outboxes, inboxes)
+            total = [t.add_(inbox[k]) for t, inbox in zip(total, inboxes, strict=True)]
+        return total
+
+    def _shift(self, shards: Sequence[Tensor], by: int = 1) -> list[Tensor]:
+        out = [torch.empty_like(x) for x in shards]
+        self._exchange([{by: x} for x in shards], [{by: y} for y in out])
+        return out
+
+    _shift_back = partialmethod(_shift, by=-1)
+
+
+class _Collective(torch.autograd.Function):
+    """A collective is a linear map between ranks; gradients travel by its transpose."""
+
+    transposes = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather", "shift": "shift_back"}  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx: Any, group: Group, name: str, *shards: Tensor) -> tuple[Tensor, ...]:
+        ctx.group, ctx.transpose = group, _Collective.transposes.get(name, name)
+        return tuple(group.run(name, shards, "forward"))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        return None, None, *ctx.group.run(ctx.transpose, grads, "backward")
+
+
+class Simulated(Group):
+    """Ranks in this process: all of them, or one ``alone``. A message is a copy from one tensor into another.
+
+    The peers of a rank alone are shams that send it back what it sent: the values are wrong, counts and sizes are not.
+    On torch's meta device, whose tensors have a shape and no contents, a rank's share of any size runs in no time.
+    """
+
+    def __init__(self, size: int, alone: int | None = None) -> None:
+        super().__init__(size, range(size) if alone is None else [alone])
+
+    def deliver(self, outboxes: Boxes, inboxes: Boxes) -> None:
+        """As `Group.deliver`."""
+        for rank, inbox in zip(self.ranks, inboxes, strict=True):
+            for k, slot in inbox.items():
+                slot.copy_(outboxes[(rank - k) % len(outboxes)][k])
+
+
+class Distributed(Group):
+    """This process is one rank of ``torch.distributed``'s default group; a message is a send and a receive."""
+
+    def __init__(self) -> None:
+        super().__init__(dist.get_world_size(), [dist.get_rank()])
+
+    def deliver(self, outboxes: Boxes, inboxes: Boxes) -> None:
+        """As `Group.deliver`; all messages of the call are under way at once."""
+        (rank,), (outbox,), (inbox,), operations = self.ranks, outboxes, inboxes, []
+        for k in outbox:
+            if k % self.size == 0:
+                inbox[k].copy_(outbox[k])
+            else:
+                operations.append(dist.P2POp(dist.isend, outbox[k].contiguous(), (rank + k) % self.size))
+                operations.append(dist.P2POp(dist.irecv, inbox[k], (rank - k) % self.size))
+        for work in dist.batch_isend_irecv(operations) if operations else []:
+            work.wait()
+
+
+def attend(
+    q: Float[Tensor, "tokens heads dim"],
+    k: Float[Tensor, "keys kv_heads dim"],
+    v: Float[Tensor, "keys kv_heads dim"],
+    causal: bool = False,
+) -> Float[Tensor, "tokens heads dim"]:
+    """Ordinary attention on one device, by torch's fused kernel; fewer key heads serve several query heads each."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] < q.shape[1] else x for x in (k, v))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if q.is_meta:  # a meta tensor would take the unfused path, with a score for every pair of tokens
+        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)[0]
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out[0].transpose(0, 1)
+
+
+def _require_dealt(heads: int, ranks: int) -> None:
+    if heads % ranks:
+        raise ValueError(f"heads must be a multiple of the number of ranks: cannot deal {heads} heads to {ranks} ranks")
+
+
+def heads_for_tokens(group: Group, shards: Heads) -> Heads:
+    """The first all-to-all: from (N/P tokens, H heads) to (N tokens, H/P heads) on every rank.
+
+    Raises:
+        ValueError: P does not divide the number of heads, and so in particular there are more ranks than heads.
+    """
+    _require_dealt(shards[0].shape[1], group.size)
+    boxes = group.all_to_all([rearrange(x, "n (p h) d -> p n h d", p=group.size) for x in shards])
+    return [rearrange(x, "p n h d -> (p n) h d") for x in boxes]
+
+
+def tokens_for_heads(group: Group, shards: Heads) -> Heads:
+    """The second all-to-all, inverse to the first: from (N tokens, H/P heads) to (N/P tokens, H heads)."""
+    boxes = group.all_to_all([rearrange(x, "(p n) h d -> p n h d", p=group.size) for x in shards])
+    return [rearrange(x, "p n h d -> n (p h) d") for x in boxes]
+
+
+def ulysses(group: Group, q: Heads, k: Heads, v: Heads, attention: Callable = attend) -> Heads:
+    """Attention over the whole sequence, of which each rank holds N/P tokens; section 3.1 of the paper.
+
+    ``attention`` sees all tokens in order and some of the heads, and may be anything. Where keys and values have fewer
+    heads than there are ranks (grouped queries), they are copied until every rank gets one.
+
+    Raises:
+        ValueError: heads cannot be dealt: those of ``q``, or those of ``k``, which may also divide the ranks.
+    """
+    P, kv_heads = group.size, k[0].shape[1]
+    if kv_heads < P:
+        _require_dealt(P, kv_heads)
+        k, v = ([x.repeat_interleave(P // kv_heads, 1) for x in shards] for shards in (k, v))
+    q, k, v = (heads_for_tokens(group, shards) for shards in (q, k, v))
+    return tokens_for_heads(group, [attention(*qkv) for qkv in zip(q, k, v, strict=True)])
+
+
+def _scores(q: Tensor, k: Tensor, order: Tensor | None, rank: int, source: int) -> Tensor | None:
+    """Scaled scores (heads, queries, keys), -inf where nothing may be seen; None where all is hidden."""
+    seen = q.new_ones(1, dtype=torch.bool) if order is None else order[rank][:, None] >= order[source][None, :]
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5 if order is None or seen.any() else None
+    return scores if order is None or scores is None else scores.masked_fill(~seen, -torch.inf)
+
+
+class _Ring(torch.autograd.Function):
+    """Ring attention, forward and backward: keys and values go round, nothing of length N is ever held."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Group, order: Tensor | None, *qkv: Tensor) -> tuple[Tensor, ...]:
+        blocks, out = [x[1:] for x in qkv], [torch.zeros_like(x[0]) for x in qkv]
+        lse = [x.new_full((x.shape[2], x.shape[1]), -torch.inf) for x in qkv]  # log of the softmax's denominator so far
+        for step in range(group.size):
+            for i, rank in enumerate(group.ranks):
+                scores = _scores(qkv[i][0], blocks[i][0], order, rank, (rank - step) % group.size)
+                if scores is not None:
+                    total = torch.logaddexp(lse[i], scores.logsumexp(-1))
+                    new = torch.einsum("hnm,mhd->nhd", (scores - total[..., None]).exp(), blocks[i][1])
+                    out[i], lse[i] = out[i] * (lse[i] - total).exp().mT[..., None] + new, total
+            if step < group.size - 1:
+                blocks = group.run("shift", blocks, "forward")
+        ctx.group, ctx.order = group, order
+        ctx.save_for_backward(*qkv, *out, *lse)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        group, here = ctx.group, len(grads)
+        qkv, out, lse = (ctx.saved_tensors[i * here : (i + 1) * here] for i in range(3))
+        parcels = [torch.cat([x[1:], torch.zeros_like(x[1:])]) for x in qkv]  # keys, values, and their gradients so far
+        dq = [torch.zeros_like(x[0]) for x in qkv]
+        for step in range(group.size):
+            for i, rank in enumerate(group.ranks):
+                (q, _, _), (k, v, dk, dv), g = qkv[i], parcels[i], grads[i]
+                scores = _scores(q, k, ctx.order, rank, (rank - step) % group.size)
+                if scores is not None:
+                    weights = (scores - lse[i][..., None]).exp()
+                    dv += torch.einsum("hnm,nhd->mhd", weights, g)
+                    ds = torch.einsum("nhd,mhd->hnm", g, v) - (g * out[i]).sum(-1).mT[..., None]
+                    ds *= weights * q.shape[-1] ** -0.5
+                    dq[i] += torch.einsum("hnm,mhd->nhd", ds, k)
+                    dk += torch.einsum("hnm,nhd->mhd", ds, q)
+            last = step == group.size - 1  # keys and values have been everywhere; their gradients have one step to go
+            parcels = group.run("shift", [x[2:] if last else x for x in parcels], "backward")
+        return None, None, *(torch.cat([a[None], b]) for a, b in zip(dq, parcels, strict=True))
+
+
+def ring(group: Group, q: Heads, k: Heads, v: Heads, order: Int[Tensor, "ranks tokens"] | None = None) -> Heads:
+    """The rival (Liu et al., 2023): queries stay, keys and values circulate, softmax is accumulated on the way.
+
+    ``order`` gives the place in the text of each rank's tokens and makes it causal; None: every token sees every other.
+    The backward pass circulates keys and values again, with their gradients. Any number of ranks will do.
+
+    Raises:
+        ValueError: keys have other heads than queries (copy them before), or ``order`` does not fit.
+    """
+    if q[0].shape != k[0].shape:
+        raise ValueError(f"k must have the shape of q, {tuple(q[0].shape)}, got {tuple(k[0].shape)}")
+    if order is not None and order.shape != (group.size, len(q[0])):
+        raise ValueError(f"order must have shape {(group.size, len(q[0]))}, got {tuple(order.shape)}")
+    return list(_Ring.apply(group, order, *(torch.stack(qkv) for qkv in zip(q, k, v, strict=True))))
+
+
+class Weights(NamedTuple):
+    """Matrices of one Transformer layer of width h, applied from the right; ``qkv`` has columns (3, heads, dim)."""
+
+    qkv: Float[Tensor, "h qkv"]
+    out: Float[Tensor, "rows h"]
+    up: Float[Tensor, "h hidden"]
+    down: Float[Tensor, "hidden h"]
+
+
+def whole_weights(flat: Float[Tensor, " elements"], width: int) -> Weights:
+    """The layer's four matrices out of one vector of 12 h² elements.
+
+    Raises:
+        ValueError: ``flat`` has another length.
+    """
+    if len(flat) != 12 * width**2:
+        raise ValueError(f"flat must have {12 * width**2} elements, 12 times the width squared, got {len(flat)}")
+    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    parts = flat.split([a * b for a, b in shapes])
+    return Weights(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+
+
+def gathered_weights(group: Group, shards: list[Float[Tensor, " elements"]], width: int) -> list[Weights]:
+    """ZeRO-3: each rank stores 1/P of the vector of all weights. Gathered here; gradients are summed and scattered."""
+    return [whole_weights(flat.flatten(), width) for flat in group.all_gather(shards)]
+
+
+def tensor_part(weights: Weights, rank: int, size: int, heads: int) -> Weights:
+    """What rank ``rank`` of ``size`` owns in tensor parallelism: H/P heads and 4h/P hidden units.
+
+    Raises:
+        ValueError: ``size`` does not divide the heads, or there is no such rank.
+    """
+    require_between(0, size - 1, rank=rank)
+    _require_dealt(heads, size)
+    qkv = rearrange(weights.qkv, "h (three p c) -> p h (three c)", three=3, p=size)[rank]
+    out, down = (x.unflatten(0, (size, -1))[rank] for x in (weights.out, weights.down))
+    return Weights(qkv, out, weights.up.unflatten(1, (size, -1))[:, rank], down)
+
+
+def sequence_layer(
+    group: Group, shards: list[Tensor], weights: list[Weights], heads: int, mix: Callable[..., Heads]
+) -> list[Float[Tensor, "tokens h"]]:
+    """A pre-norm Transformer layer on N/P tokens a rank; all of it is local but attention, ``mix(group, q, k, v)``."""
+    qkv = [(_norm(x) @ w.qkv).unflatten(-1, (3, heads, -1)).unbind(1) for x, w in zip(shards, weights, strict=True)]
+    mixed = mix(group, *map(list, zip(*qkv, strict=True)))
+    shards = [x + a.flatten(1) @ w.out for x, a, w in zip(shards, mixed, weights, strict=True)]
+    return [x + F.gelu(_norm(x) @ w.up) @ w.down for x, w in zip(shards, weights, strict=True)]
+
+
+def megatron_layer(
+    group: Group, shards: list[Tensor], parts: list[Weights], heads: int, attention: Callable = attend
+) -> list[Float[Tensor, "tokens h"]]:
+    """The same layer in Megatron's way: weights are cut by heads and hidden units, and activations are gathered.
+
+    Two all-gathers and two reduce-scatters of N × h forward (Korthikanti et al., 2022). What was gathered is not kept,
+    but gathered again in the backward pass.
+    """
+    shape, own = (group.size, -1), (3, heads // group.size, -1)
+    rows = _GatheredProduct.apply(group, *map(_norm, shards), *(w.qkv for w in parts))
+    mixed = [attention(*y.unflatten(-1, own).unbind(1)).flatten(1) for y in rows]
+    sums = group.reduce_scatter([(a @ w.out).unflatten(0, shape) for a, w in zip(mixed, parts, strict=True)])
+    shards = [x + y for x, y in zip(shards, sums, strict=True)]
+    hidden = _GatheredProduct.apply(group, *map(_norm, shards), *(w.up for w in parts))
+    sums = group.reduce_scatter([(F.gelu(y) @ w.down).unflatten(0, shape) for y, w in zip(hidden, parts, strict=True)])
+    return [x + y for x, y in zip(shards, sums, strict=True)]
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+class _GatheredProduct(torch.autograd.Function):
+    """All tokens times this rank's columns; only the rank's own tokens are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Group, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.group, here = group, len(group.ranks)
+        ctx.save_for_backward(*tensors)
+        whole = group.run("all_gather", tensors[:here], "forward")
+        return tuple(x.flatten(0, 1) @ w for x, w in zip(whole, tensors[here:], strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        group, shards, matrices = ctx.group, ctx.saved_tensors[: len(grads)], ctx.saved_tensors[len(grads) :]
+        whole = group.run("all_gather", shards, "backward")
+        dw = [x.flatten(0, 1).mT @ g for x, g in zip(whole, grads, strict=True)]
+        del whole
+        dx = [(g @ w.mT).unflatten(0, (group.size, -1)) for g, w in zip(grads, matrices, strict=True)]
+        return None, *group.run("reduce_scatter", dx, "backward"), *dw
+
+
+class LiveBytes(TorchDispatchMode):
+    """Context that meters all tensors made in it: ``now`` bytes are alive, ``peak`` were at the most.
+
+    On any device, also on one without contents. What a kernel uses within itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self._alive = 0, weakref.WeakSet()
+
+    @property
+    def now(self) -> int:
+        """Bytes alive; a storage that several tensors share counts once."""
+        return sum(storage.nbytes() for storage in self._alive)
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run the operation and watch the storages of what it returns."""
+        result = func(*args, **(kwargs or {}))
+        self._alive.update(x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor))
+        self.peak = max(self.peak, self.now)
+        return result
+
+
+def in_processes(size: int, job: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
+    """Run ``job(Distributed(), *arguments)`` in ``size`` processes, one a rank, on gloo; returns their results.
+
+    The processes meet through a file and talk over the loopback device. They are forked where that is safe (no
+    accelerator), and have ended in any case when this returns.
+
+    Raises:
+        ValueError: ``size`` < 1 or ``timeout`` not positive.
+        TimeoutError: not all of them are done after ``timeout`` seconds.
+        torch.multiprocessing.ProcessException: one failed; its traceback is in the message.
+    """
+    require_at_least(1, size=size)
+    require_positive(timeout=timeout)
+    method, end = "spawn" if torch.accelerator.is_available() else "fork", time.monotonic() + timeout
+    with tempfile.TemporaryDirectory() as folder:
+        settings = (size, folder, timeout, job, arguments)
+        crew = start_processes(_work, settings, size, join=False, daemon=True, start_method=method)
+        try:
+            while not crew.join(max(0.0, end - time.monotonic())):
+                if time.monotonic() >= end:
+                    raise TimeoutError(f"{size} processes were not done within {timeout:g} seconds")
+        finally:
+            for process in crew.processes:
+                process.kill()
+                process.join()
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(size)]
+
+
+def _work(rank: int, size: int, folder: str, timeout: float, job: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)  # a forked process must not wait for threads that stayed behind
+    if Path("/sys/class/net/lo").exists():
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store, patience = dist.FileStore(f"{folder}/store", size), timedelta(seconds=timeout)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    Path(folder, str(rank)).write_bytes(pickle.dumps(job(Distributed(), *arguments)))
+    dist.barrier()  # nobody hangs up while another is still listening
+    dist.destroy_process_group()
