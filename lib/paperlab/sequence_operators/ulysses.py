@@ -8,12 +8,11 @@ The schemes are written once, against a `Group` of ranks that can only exchange 
 them: all ranks in this process, or one of them without the others (`Simulated`), and one rank a process on
 ``torch.distributed`` (`Distributed`). A list of tensors, "shards", has one for each rank that lives in this process.
 
-Jacobs, Tanaka, Zhang, Zhang, Song, Rajbhandari and He, "DeepSpeed Ulysses: System Optimizations for Enabling Training of
-Extreme Long Sequence Transformer Models" (2023), https://arxiv.org/abs/2309.14509.
+Jacobs, Tanaka, Zhang, Zhang, Song, Rajbhandari and He, "DeepSpeed Ulysses: System Optimizations for Enabling Training
+of Extreme Long Sequence Transformer Models" (2023), https://arxiv.org/abs/2309.14509.
 """
 
 import os
-import pickle
 import tempfile
 import time
 import weakref
@@ -21,8 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partialmethod
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -34,17 +32,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from paperlab.checks import require_at_least, require_between, require_positive
+from paperlab.checks import require_at_least, require_between
 
-Heads = list[Float[Tensor, "tokens heads dim"]]
+Heads = list[Float[Tensor, "_ _ dim"]]  # tokens, heads, dim of a head; of the ranks in this process
 Boxes = list[dict[int, Tensor]]
 
 
 class Group:
     """Ranks that share nothing and send each other messages; every message is counted as it is handed over.
 
-    ``ranks`` are those that live in this process. ``sent[direction, rank]`` counts bytes and ``messages[direction,
-    rank]`` messages, to *other* ranks only; the direction is "forward" or "backward".
+    ``ranks`` are those that live in this process, by default all. ``sent[direction, rank]`` counts bytes and
+    ``messages[direction, rank]`` messages, to *other* ranks only; the direction is "forward" or "backward".
 
     The four collectives are differentiable, and take and return one tensor for each rank here:
 
@@ -53,23 +51,18 @@ class Group:
     - ``reduce_scatter``: slice d of axis 0 (length P), summed over the ranks, ends on rank d;
     - ``shift``: everyone sends to the next rank and receives from the one before.
 
+    A subclass says how messages travel: its ``deliver(outboxes, inboxes)`` carries, for each rank here, ``outbox[k]``
+    to the rank k further on, and fills ``inbox[k]`` with what comes from k back.
+
     Raises:
         ValueError: ``size`` is less than 1, or a rank is outside 0 to ``size - 1``.
     """
 
-    def __init__(self, size: int, ranks: Iterable[int]) -> None:
+    def __init__(self, size: int, ranks: Iterable[int] | None = None) -> None:
         require_at_least(1, size=size)
-        self.size, self.ranks = size, list(ranks)
+        self.size, self.ranks = size, list(range(size) if ranks is None else ranks)
         require_between(0, size - 1, ranks=self.ranks)
         self.sent, self.messages = Counter(), Counter()
-
-    def deliver(self, outboxes: Boxes, inboxes: Boxes) -> None:
-        """Carry, for each rank here, ``outbox[k]`` to the rank k further on, and fill ``inbox[k]`` from k back."""
-        raise NotImplementedError
-
-    def bytes_sent(self, direction: str) -> list[int]:
-        """Bytes that each rank here has sent so far, "forward" or "backward"."""
-        return [self.sent[direction, rank] for rank in self.ranks]
 
     def collective(self, name: str, shards: Sequence[Tensor]) -> list[Tensor]:
         """One of the four collectives by its name, with a gradient."""
@@ -86,17 +79,20 @@ class Group:
         return getattr(self, f"_{name}")(shards)
 
     def _exchange(self, outboxes: Boxes, inboxes: Boxes) -> None:
-        for rank, outbox in zip(self.ranks, outboxes, strict=True):
-            for message in (m for k, m in outbox.items() if k % self.size):  # what one keeps is no communication
+        for rank, outbox, inbox in zip(self.ranks, outboxes, inboxes, strict=True):
+            if 0 in outbox:  # what a rank keeps is no communication
+                inbox.pop(0).copy_(outbox.pop(0))
+            for message in outbox.values():
                 self.sent[self._direction, rank] += message.numel() * message.element_size()
                 self.messages[self._direction, rank] += 1
         self.deliver(outboxes, inboxes)
 
     def _all_to_all(self, shards: Sequence[Tensor]) -> list[Tensor]:
         out, offsets = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in shards], range(self.size)
-        outboxes = [{k: x[(r + k) % self.size] for k in offsets} for r, x in zip(self.ranks, shards, strict=True)]
-        inboxes = [{k: x[(r - k) % self.size] for k in offsets} for r, x in zip(self.ranks, out, strict=True)]
-        self._exchange(outboxes, inboxes)
+        self._exchange(
+            [{k: x[(r + k) % self.size] for k in offsets} for r, x in zip(self.ranks, shards, strict=True)],
+            [{k: x[(r - k) % self.size] for k in offsets} for r, x in zip(self.ranks, out, strict=True)],
+        )
         return out
 
     def _all_gather(self, shards: Sequence[Tensor]) -> list[Tensor]:
@@ -105,15 +101,17 @@ class Group:
     def _reduce_scatter(self, shards: Sequence[Tensor]) -> list[Tensor]:
         total = [x[r].clone() for r, x in zip(self.ranks, shards, strict=True)]
         for k in range(1, self.size):  # one message at a time: the sum needs no room for all of them
-            outboxes = [{k: x[(r + k) % self.size]} for r, x in zip(self.ranks, shards, strict=True)]
-            inboxes = [{k: torch.empty_like(t)} for t in total]
-            self._exchange(outboxes, inboxes)
-            total = [t.add_(inbox[k]) for t, inbox in zip(total, inboxes, strict=True)]
+            new = [torch.empty_like(t) for t in total]
+            self._exchange(
+                [{k: x[(r + k) % self.size]} for r, x in zip(self.ranks, shards, strict=True)],
+                [{k: t} for t in new],
+            )
+            total = [t.add_(part) for t, part in zip(total, new, strict=True)]
         return total
 
     def _shift(self, shards: Sequence[Tensor], by: int = 1) -> list[Tensor]:
         out = [torch.empty_like(x) for x in shards]
-        self._exchange([{by: x} for x in shards], [{by: y} for y in out])
+        self._exchange([{by % self.size: x} for x in shards], [{by % self.size: y} for y in out])
         return out
 
     _shift_back = partialmethod(_shift, by=-1)
@@ -135,18 +133,15 @@ class _Collective(torch.autograd.Function):
 
 
 class Simulated(Group):
-    """Ranks in this process: all of them, or one ``alone``. A message is a copy from one tensor into another.
+    """Ranks in this process: all of them, or rank r alone, ``Simulated(P, [r])``. A message is a copy between tensors.
 
     The peers of a rank alone are shams that send it back what it sent: the values are wrong, counts and sizes are not.
     On torch's meta device, whose tensors have a shape and no contents, a rank's share of any size runs in no time.
     """
 
-    def __init__(self, size: int, alone: int | None = None) -> None:
-        super().__init__(size, range(size) if alone is None else [alone])
-
     def deliver(self, outboxes: Boxes, inboxes: Boxes) -> None:
-        """As `Group.deliver`."""
-        for rank, inbox in zip(self.ranks, inboxes, strict=True):
+        """Copy every message into its place."""
+        for rank, inbox in enumerate(inboxes):
             for k, slot in inbox.items():
                 slot.copy_(outboxes[(rank - k) % len(outboxes)][k])
 
@@ -158,15 +153,11 @@ class Distributed(Group):
         super().__init__(dist.get_world_size(), [dist.get_rank()])
 
     def deliver(self, outboxes: Boxes, inboxes: Boxes) -> None:
-        """As `Group.deliver`; all messages of the call are under way at once."""
-        (rank,), (outbox,), (inbox,), operations = self.ranks, outboxes, inboxes, []
-        for k in outbox:
-            if k % self.size == 0:
-                inbox[k].copy_(outbox[k])
-            else:
-                operations.append(dist.P2POp(dist.isend, outbox[k].contiguous(), (rank + k) % self.size))
-                operations.append(dist.P2POp(dist.irecv, inbox[k], (rank - k) % self.size))
-        for work in dist.batch_isend_irecv(operations) if operations else []:
+        """Send and receive all messages at once, and wait for them."""
+        (rank,), (outbox,), (inbox,) = self.ranks, outboxes, inboxes
+        sends = [dist.P2POp(dist.isend, x.contiguous(), (rank + k) % self.size) for k, x in outbox.items()]
+        receives = [dist.P2POp(dist.irecv, slot, (rank - k) % self.size) for k, slot in inbox.items()]
+        for work in dist.batch_isend_irecv(sends + receives) if sends else []:
             work.wait()
 
 
@@ -179,16 +170,10 @@ def attend(
     """Ordinary attention on one device, by torch's fused kernel; fewer key heads serve several query heads each."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    if q.is_meta:  # a meta tensor would take the unfused path, with a score for every pair of tokens
-        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)[0]
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # A meta tensor would take the unfused path, with a score for every pair of tokens: its kernel is named.
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out = fused(q, k, v, 0.0, causal)[0] if q.is_meta else F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out[0].transpose(0, 1)
-
-
-def _require_dealt(heads: int, ranks: int) -> None:
-    if heads % ranks:
-        raise ValueError(f"heads must be a multiple of the number of ranks: cannot deal {heads} heads to {ranks} ranks")
 
 
 def heads_for_tokens(group: Group, shards: Heads) -> Heads:
@@ -197,7 +182,8 @@ def heads_for_tokens(group: Group, shards: Heads) -> Heads:
     Raises:
         ValueError: P does not divide the number of heads, and so in particular there are more ranks than heads.
     """
-    _require_dealt(shards[0].shape[1], group.size)
+    if shards[0].shape[1] % group.size:
+        raise ValueError(f"heads must be a multiple of {group.size}, the number of ranks, got {shards[0].shape[1]}")
     boxes = group.all_to_all([rearrange(x, "n (p h) d -> p n h d", p=group.size) for x in shards])
     return [rearrange(x, "p n h d -> (p n) h d") for x in boxes]
 
@@ -219,17 +205,17 @@ def ulysses(group: Group, q: Heads, k: Heads, v: Heads, attention: Callable = at
     """
     P, kv_heads = group.size, k[0].shape[1]
     if kv_heads < P:
-        _require_dealt(P, kv_heads)
+        if P % kv_heads:
+            raise ValueError(f"heads of k must divide {P} ranks or be a multiple of them, got {kv_heads}")
         k, v = ([x.repeat_interleave(P // kv_heads, 1) for x in shards] for shards in (k, v))
     q, k, v = (heads_for_tokens(group, shards) for shards in (q, k, v))
     return tokens_for_heads(group, [attention(*qkv) for qkv in zip(q, k, v, strict=True)])
 
 
-def _scores(q: Tensor, k: Tensor, order: Tensor | None, rank: int, source: int) -> Tensor | None:
-    """Scaled scores (heads, queries, keys), -inf where nothing may be seen; None where all is hidden."""
-    seen = q.new_ones(1, dtype=torch.bool) if order is None else order[rank][:, None] >= order[source][None, :]
-    scores = torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5 if order is None or seen.any() else None
-    return scores if order is None or scores is None else scores.masked_fill(~seen, -torch.inf)
+def _scores(q: Tensor, k: Tensor, order: Tensor | None, rank: int, source: int) -> Tensor:
+    """Scaled scores (heads, queries, keys) of one block, -inf where a key stands behind the query."""
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * q.shape[-1] ** -0.5
+    return scores if order is None else scores.masked_fill(order[rank][:, None] < order[source], -torch.inf)
 
 
 class _Ring(torch.autograd.Function):
@@ -242,10 +228,9 @@ class _Ring(torch.autograd.Function):
         for step in range(group.size):
             for i, rank in enumerate(group.ranks):
                 scores = _scores(qkv[i][0], blocks[i][0], order, rank, (rank - step) % group.size)
-                if scores is not None:
-                    total = torch.logaddexp(lse[i], scores.logsumexp(-1))
-                    new = torch.einsum("hnm,mhd->nhd", (scores - total[..., None]).exp(), blocks[i][1])
-                    out[i], lse[i] = out[i] * (lse[i] - total).exp().mT[..., None] + new, total
+                total = torch.logaddexp(lse[i], scores.logsumexp(-1))
+                new = torch.einsum("hnm,mhd->nhd", (scores - total[..., None]).exp(), blocks[i][1])
+                out[i], lse[i] = out[i] * (lse[i] - total).exp().mT[..., None] + new, total
             if step < group.size - 1:
                 blocks = group.run("shift", blocks, "forward")
         ctx.group, ctx.order = group, order
@@ -261,14 +246,12 @@ class _Ring(torch.autograd.Function):
         for step in range(group.size):
             for i, rank in enumerate(group.ranks):
                 (q, _, _), (k, v, dk, dv), g = qkv[i], parcels[i], grads[i]
-                scores = _scores(q, k, ctx.order, rank, (rank - step) % group.size)
-                if scores is not None:
-                    weights = (scores - lse[i][..., None]).exp()
-                    dv += torch.einsum("hnm,nhd->mhd", weights, g)
-                    ds = torch.einsum("nhd,mhd->hnm", g, v) - (g * out[i]).sum(-1).mT[..., None]
-                    ds *= weights * q.shape[-1] ** -0.5
-                    dq[i] += torch.einsum("hnm,mhd->nhd", ds, k)
-                    dk += torch.einsum("hnm,nhd->mhd", ds, q)
+                weights = (_scores(q, k, ctx.order, rank, (rank - step) % group.size) - lse[i][..., None]).exp()
+                dv += torch.einsum("hnm,nhd->mhd", weights, g)
+                ds = torch.einsum("nhd,mhd->hnm", g, v) - (g * out[i]).sum(-1).mT[..., None]
+                ds *= weights * q.shape[-1] ** -0.5
+                dq[i] += torch.einsum("hnm,mhd->nhd", ds, k)
+                dk += torch.einsum("hnm,nhd->mhd", ds, q)
             last = step == group.size - 1  # keys and values have been everywhere; their gradients have one step to go
             parcels = group.run("shift", [x[2:] if last else x for x in parcels], "backward")
         return None, None, *(torch.cat([a[None], b]) for a, b in zip(dq, parcels, strict=True))
@@ -290,76 +273,54 @@ def ring(group: Group, q: Heads, k: Heads, v: Heads, order: Int[Tensor, "ranks t
     return list(_Ring.apply(group, order, *(torch.stack(qkv) for qkv in zip(q, k, v, strict=True))))
 
 
-class Weights(NamedTuple):
-    """Matrices of one Transformer layer of width h, applied from the right; ``qkv`` has columns (3, heads, dim)."""
+def matrices(weights: Float[Tensor, "heads 12 dim h"]) -> tuple[Float[Tensor, "rows h"], ...]:
+    """Query-key-value, output, up and down matrix of a Transformer layer of width h, for some or all of its heads.
 
-    qkv: Float[Tensor, "h qkv"]
-    out: Float[Tensor, "rows h"]
-    up: Float[Tensor, "h hidden"]
-    down: Float[Tensor, "hidden h"]
-
-
-def whole_weights(flat: Float[Tensor, " elements"], width: int) -> Weights:
-    """The layer's four matrices out of one vector of 12 h² elements.
-
-    Raises:
-        ValueError: ``flat`` has another length.
+    A head's share of a layer is 12 slabs of d × h: one each for query, key, value and output, and 4 each for the way up
+    to its 4 d hidden units and down again. So the layer is one tensor, and its P slices along the heads are both what a
+    rank stores under ZeRO-3, where they are gathered to compute, and what it computes with in tensor parallelism.
     """
-    if len(flat) != 12 * width**2:
-        raise ValueError(f"flat must have {12 * width**2} elements, 12 times the width squared, got {len(flat)}")
-    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
-    parts = flat.split([a * b for a, b in shapes])
-    return Weights(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
-
-
-def gathered_weights(group: Group, shards: list[Float[Tensor, " elements"]], width: int) -> list[Weights]:
-    """ZeRO-3: each rank stores 1/P of the vector of all weights. Gathered here; gradients are summed and scattered."""
-    return [whole_weights(flat.flatten(), width) for flat in group.all_gather(shards)]
-
-
-def tensor_part(weights: Weights, rank: int, size: int, heads: int) -> Weights:
-    """What rank ``rank`` of ``size`` owns in tensor parallelism: H/P heads and 4h/P hidden units.
-
-    Raises:
-        ValueError: ``size`` does not divide the heads, or there is no such rank.
-    """
-    require_between(0, size - 1, rank=rank)
-    _require_dealt(heads, size)
-    qkv = rearrange(weights.qkv, "h (three p c) -> p h (three c)", three=3, p=size)[rank]
-    out, down = (x.unflatten(0, (size, -1))[rank] for x in (weights.out, weights.down))
-    return Weights(qkv, out, weights.up.unflatten(1, (size, -1))[:, rank], down)
+    return tuple(part.flatten(0, 2) for part in weights.split([3, 1, 4, 4], 1))
 
 
 def sequence_layer(
-    group: Group, shards: list[Tensor], weights: list[Weights], heads: int, mix: Callable[..., Heads]
+    group: Group, shards: list[Tensor], weights: list[Tensor], mix: Callable[..., Heads]
 ) -> list[Float[Tensor, "tokens h"]]:
-    """A pre-norm Transformer layer on N/P tokens a rank; all of it is local but attention, ``mix(group, q, k, v)``."""
-    qkv = [(_norm(x) @ w.qkv).unflatten(-1, (3, heads, -1)).unbind(1) for x, w in zip(shards, weights, strict=True)]
-    mixed = mix(group, *map(list, zip(*qkv, strict=True)))
-    shards = [x + a.flatten(1) @ w.out for x, a, w in zip(shards, mixed, weights, strict=True)]
-    return [x + F.gelu(_norm(x) @ w.up) @ w.down for x, w in zip(shards, weights, strict=True)]
+    """A pre-norm Transformer layer on N/P tokens a rank; all of it is local but attention, ``mix(group, q, k, v)``.
+
+    ``weights`` are whole on each rank, (heads, 12, dim, h) as in `matrices`.
+    """
+    qkv, out, up, down = zip(*map(matrices, weights), strict=True)
+    parts = [
+        F.linear(F.layer_norm(x, x.shape[-1:]), w).unflatten(-1, (len(weights[0]), 3, -1)).unbind(2)
+        for x, w in zip(shards, qkv, strict=True)
+    ]
+    mixed = mix(group, *map(list, zip(*parts, strict=True)))
+    shards = [x + a.flatten(1) @ w for x, a, w in zip(shards, mixed, out, strict=True)]
+    return [
+        x + F.gelu(F.linear(F.layer_norm(x, x.shape[-1:]), u)) @ d for x, u, d in zip(shards, up, down, strict=True)
+    ]
 
 
 def megatron_layer(
-    group: Group, shards: list[Tensor], parts: list[Weights], heads: int, attention: Callable = attend
+    group: Group, shards: list[Tensor], weights: list[Tensor], attention: Callable = attend
 ) -> list[Float[Tensor, "tokens h"]]:
-    """The same layer in Megatron's way: weights are cut by heads and hidden units, and activations are gathered.
+    """The same layer in Megatron's way: a rank has N/P tokens and the ``weights`` of H/P heads, (H/P, 12, dim, h).
 
     Two all-gathers and two reduce-scatters of N × h forward (Korthikanti et al., 2022). What was gathered is not kept,
     but gathered again in the backward pass.
     """
-    shape, own = (group.size, -1), (3, heads // group.size, -1)
-    rows = _GatheredProduct.apply(group, *map(_norm, shards), *(w.qkv for w in parts))
-    mixed = [attention(*y.unflatten(-1, own).unbind(1)).flatten(1) for y in rows]
-    sums = group.reduce_scatter([(a @ w.out).unflatten(0, shape) for a, w in zip(mixed, parts, strict=True)])
-    shards = [x + y for x, y in zip(shards, sums, strict=True)]
-    hidden = _GatheredProduct.apply(group, *map(_norm, shards), *(w.up for w in parts))
-    sums = group.reduce_scatter([(F.gelu(y) @ w.down).unflatten(0, shape) for y, w in zip(hidden, parts, strict=True)])
+    qkv, out, up, down = zip(*map(matrices, weights), strict=True)
+    rows = _GatheredProduct.apply(group, *(F.layer_norm(x, x.shape[-1:]) for x in shards), *qkv)
+    mixed = [attention(*y.unflatten(-1, (len(weights[0]), 3, -1)).unbind(2)).flatten(1) for y in rows]
+    shards = _add_sums(group, shards, mixed, out)
+    rows = _GatheredProduct.apply(group, *(F.layer_norm(x, x.shape[-1:]) for x in shards), *up)
+    return _add_sums(group, shards, map(F.gelu, rows), down)
+
+
+def _add_sums(group: Group, shards: list[Tensor], parts: Iterable[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    sums = group.reduce_scatter([(y @ w).unflatten(0, (group.size, -1)) for y, w in zip(parts, weights, strict=True)])
     return [x + y for x, y in zip(shards, sums, strict=True)]
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
 
 
 class _GatheredProduct(torch.autograd.Function):
@@ -368,22 +329,21 @@ class _GatheredProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, group: Group, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.group, here = group, len(group.ranks)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors)  # the rank's own tokens, and not all
         whole = group.run("all_gather", tensors[:here], "forward")
-        return tuple(x.flatten(0, 1) @ w for x, w in zip(whole, tensors[here:], strict=True))
+        return tuple(F.linear(x.flatten(0, 1), w) for x, w in zip(whole, tensors[here:], strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         group, shards, matrices = ctx.group, ctx.saved_tensors[: len(grads)], ctx.saved_tensors[len(grads) :]
-        whole = group.run("all_gather", shards, "backward")
-        dw = [x.flatten(0, 1).mT @ g for x, g in zip(whole, grads, strict=True)]
-        del whole
-        dx = [(g @ w.mT).unflatten(0, (group.size, -1)) for g, w in zip(grads, matrices, strict=True)]
+        # Nothing holds on to what is gathered here: when the next line begins, it is gone.
+        dw = [g.mT @ x.flatten(0, 1) for x, g in zip(group.run("all_gather", shards, "backward"), grads, strict=True)]
+        dx = [(g @ w).unflatten(0, (group.size, -1)) for g, w in zip(grads, matrices, strict=True)]
         return None, *group.run("reduce_scatter", dx, "backward"), *dw
 
 
 class LiveBytes(TorchDispatchMode):
-    """Context that meters all tensors made in it: ``now`` bytes are alive, ``peak`` were at the most.
+    """Context that meters all tensors made in it: ``peak`` bytes were alive at the most; shared storage counts once.
 
     On any device, also on one without contents. What a kernel uses within itself is not seen.
     """
@@ -392,36 +352,31 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.peak, self._alive = 0, weakref.WeakSet()
 
-    @property
-    def now(self) -> int:
-        """Bytes alive; a storage that several tensors share counts once."""
-        return sum(storage.nbytes() for storage in self._alive)
-
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operation and watch the storages of what it returns."""
         result = func(*args, **(kwargs or {}))
         self._alive.update(x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor))
-        self.peak = max(self.peak, self.now)
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._alive))
         return result
 
 
 def in_processes(size: int, job: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
     """Run ``job(Distributed(), *arguments)`` in ``size`` processes, one a rank, on gloo; returns their results.
 
-    The processes meet through a file and talk over the loopback device. They are forked where that is safe (no
-    accelerator), and have ended in any case when this returns.
+    The processes are forked: they start at once and may run any function, but must not touch an accelerator. They meet
+    through a file, talk over the loopback device, and have ended in any case when this returns.
 
     Raises:
-        ValueError: ``size`` < 1 or ``timeout`` not positive.
+        ValueError: ``size`` is less than 1.
         TimeoutError: not all of them are done after ``timeout`` seconds.
         torch.multiprocessing.ProcessException: one failed; its traceback is in the message.
     """
     require_at_least(1, size=size)
-    require_positive(timeout=timeout)
-    method, end = "spawn" if torch.accelerator.is_available() else "fork", time.monotonic() + timeout
+    end = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
-        settings = (size, folder, timeout, job, arguments)
-        crew = start_processes(_work, settings, size, join=False, daemon=True, start_method=method)
+        crew = start_processes(
+            _work, (size, folder, timeout, job, arguments), size, join=False, daemon=True, start_method="fork"
+        )
         try:
             while not crew.join(max(0.0, end - time.monotonic())):
                 if time.monotonic() >= end:
@@ -430,15 +385,20 @@ def in_processes(size: int, job: Callable[..., Any], *arguments: Any, timeout: f
             for process in crew.processes:
                 process.kill()
                 process.join()
-        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(size)]
+        return [torch.load(f"{folder}/{rank}", weights_only=False) for rank in range(size)]
 
 
 def _work(rank: int, size: int, folder: str, timeout: float, job: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)  # a forked process must not wait for threads that stayed behind
-    if Path("/sys/class/net/lo").exists():
+    if os.path.exists("/sys/class/net/lo"):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store, patience = dist.FileStore(f"{folder}/store", size), timedelta(seconds=timeout)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
-    Path(folder, str(rank)).write_bytes(pickle.dumps(job(Distributed(), *arguments)))
+    dist.init_process_group(
+        "gloo",
+        rank=rank,
+        world_size=size,
+        store=dist.FileStore(f"{folder}/store", size),
+        timeout=timedelta(seconds=timeout),
+    )
+    torch.save(job(Distributed(), *arguments), f"{folder}/{rank}")
     dist.barrier()  # nobody hangs up while another is still listening
     dist.destroy_process_group()
