@@ -222,7 +222,9 @@ def test_a_rank_alone_counts_the_same_and_needs_the_same_memory_without_contents
 
 
 def test_live_bytes_of_a_known_course():
+    outside = torch.zeros(1000)
     with uly.LiveBytes() as meter:
+        outside[:10].add_(1)  # was there before
         a = torch.zeros(100)
         b = a.view(10, 10) + 1  # a view is no new memory
         del a

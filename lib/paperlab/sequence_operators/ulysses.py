@@ -171,8 +171,11 @@ def attend(
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     # A meta tensor would take the unfused path, with a score for every pair of tokens: its kernel is named.
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out = fused(q, k, v, 0.0, causal)[0] if q.is_meta else F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    out = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)[0]
+        if q.is_meta
+        else F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    )
     return out[0].transpose(0, 1)
 
 
@@ -190,8 +193,8 @@ def heads_for_tokens(group: Group, shards: Heads) -> Heads:
 
 def tokens_for_heads(group: Group, shards: Heads) -> Heads:
     """The second all-to-all, inverse to the first: from (N tokens, H/P heads) to (N/P tokens, H heads)."""
-    boxes = group.all_to_all([rearrange(x, "(p n) h d -> p n h d", p=group.size) for x in shards])
-    return [rearrange(x, "p n h d -> n (p h) d") for x in boxes]
+    dealt = [rearrange(x, "(p n) h d -> p n h d", p=group.size) for x in shards]
+    return [rearrange(x, "p n h d -> n (p h) d") for x in group.all_to_all(dealt)]
 
 
 def ulysses(group: Group, q: Heads, k: Heads, v: Heads, attention: Callable = attend) -> Heads:
@@ -353,9 +356,10 @@ class LiveBytes(TorchDispatchMode):
         self.peak, self._alive = 0, weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run the operation and watch the storages of what it returns."""
+        """Run the operation and watch the memory that it returns and was not given."""
+        given = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         result = func(*args, **(kwargs or {}))
-        self._alive.update(x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor))
+        self._alive.update({x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)} - given)
         self.peak = max(self.peak, sum(storage.nbytes() for storage in self._alive))
         return result
 
