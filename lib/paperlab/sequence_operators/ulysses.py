@@ -15,11 +15,11 @@ of Extreme Long Sequence Transformer Models" (2023), https://arxiv.org/abs/2309.
 import os
 import tempfile
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +29,6 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing import start_processes
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from paperlab.checks import require_at_least, require_between
 
@@ -65,7 +63,16 @@ class Group:
         self.sent, self.messages = Counter(), Counter()
 
     def collective(self, name: str, shards: Sequence[Tensor]) -> list[Tensor]:
-        """One of the four collectives by its name, with a gradient."""
+        """One of the four collectives by its name, with a gradient.
+
+        Raises:
+            ValueError: not one of ``shards`` for each rank here, or one whose axis 0 should have length P and has not.
+        """
+        if len(shards) != len(self.ranks):
+            raise ValueError(f"shards must be {len(self.ranks)}, one for each rank here, got {len(shards)}")
+        if name in ("all_to_all", "reduce_scatter") and any(x.shape[:1] != (self.size,) for x in shards):
+            shapes = ", ".join(str(tuple(x.shape)) for x in shards)
+            raise ValueError(f"shards must have {self.size} slices on axis 0, one for each rank, got shapes {shapes}")
         return list(_Collective.apply(self, name, *shards))
 
     all_to_all = partialmethod(collective, "all_to_all")
@@ -167,7 +174,13 @@ def attend(
     v: Float[Tensor, "keys kv_heads dim"],
     causal: bool = False,
 ) -> Float[Tensor, "tokens heads dim"]:
-    """Ordinary attention on one device, by torch's fused kernel; fewer key heads serve several query heads each."""
+    """Ordinary attention on one device, by torch's fused kernel; fewer key heads serve several query heads each.
+
+    Raises:
+        ValueError: the heads of ``q`` are no multiple of those of ``k``.
+    """
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"heads of q must be a multiple of the {k.shape[1]} heads of k, got {q.shape[1]}")
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     # A meta tensor would take the unfused path, with a score for every pair of tokens: its kernel is named.
@@ -192,7 +205,13 @@ def heads_for_tokens(group: Group, shards: Heads) -> Heads:
 
 
 def tokens_for_heads(group: Group, shards: Heads) -> Heads:
-    """The second all-to-all, inverse to the first: from (N tokens, H/P heads) to (N/P tokens, H heads)."""
+    """The second all-to-all, inverse to the first: from (N tokens, H/P heads) to (N/P tokens, H heads).
+
+    Raises:
+        ValueError: P does not divide the number of tokens.
+    """
+    if len(shards[0]) % group.size:
+        raise ValueError(f"tokens must be a multiple of {group.size}, the number of ranks, got {len(shards[0])}")
     dealt = [rearrange(x, "(p n) h d -> p n h d", p=group.size) for x in shards]
     return [rearrange(x, "p n h d -> n (p h) d") for x in group.all_to_all(dealt)]
 
@@ -345,25 +364,6 @@ class _GatheredProduct(torch.autograd.Function):
         return None, *group.run("reduce_scatter", dx, "backward"), *dw
 
 
-class LiveBytes(TorchDispatchMode):
-    """Context that meters all tensors made in it: ``peak`` bytes were alive at the most; shared storage counts once.
-
-    On any device, also on one without contents. What a kernel uses within itself is not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak, self._alive = 0, weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run the operation and watch the memory that it returns and was not given."""
-        given = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        self._alive.update({x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)} - given)
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._alive))
-        return result
-
-
 def in_processes(size: int, job: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
     """Run ``job(Distributed(), *arguments)`` in ``size`` processes, one a rank, on gloo; returns their results.
 
@@ -371,7 +371,7 @@ def in_processes(size: int, job: Callable[..., Any], *arguments: Any, timeout: f
     through a file, talk over the loopback device, and have ended in any case when this returns.
 
     Raises:
-        ValueError: ``size`` is less than 1.
+        ValueError: ``size`` is less than 1, or the system cannot fork.
         TimeoutError: not all of them are done after ``timeout`` seconds.
         torch.multiprocessing.ProcessException: one failed; its traceback is in the message.
     """
@@ -389,6 +389,8 @@ def in_processes(size: int, job: Callable[..., Any], *arguments: Any, timeout: f
             for process in crew.processes:
                 process.kill()
                 process.join()
+            for report in crew.error_files:  # torch leaves the traceback of a failed process behind
+                Path(report).unlink(missing_ok=True)
         return [torch.load(f"{folder}/{rank}", weights_only=False) for rank in range(size)]
 
 
