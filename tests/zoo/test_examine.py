@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from paperlab.data import skills
 from paperlab.nn.transformer import Transformer, TransformerConfig
-from paperlab.zoo.examine import bits_per_byte, ended, exact, last_run
+from paperlab.zoo.examine import at_rest, bits_per_byte, ended, exact, last_run
 from paperlab.zoo.language import VOCAB, encode, tokenizer
 
 
@@ -85,3 +85,14 @@ def test_a_model_without_a_clue_pays_the_logarithm_of_the_vocabulary():
     text = "The value of an attribute may be anything at all. " * 40
     expected = len(tokenizer().encode(text)) * math.log2(VOCAB) / len(text)
     assert bits_per_byte(Clueless(), text) == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_two_opposite_units_one_is_at_rest():
+    sizes = {"layers": 2, "width": 8, "heads": 2, "context": 256, "hidden": 6}
+    model = Transformer(TransformerConfig(vocab=VOCAB, activation="relu", **sizes))
+    model.tokenizer = tokenizer()
+    for block in model.blocks:
+        block.mlp.W_in.weight.data[3:] = -block.mlp.W_in.weight.data[:3]
+    assert at_rest(model, ["One of a pair is always 0.", "Not both."]) == [0.5, 0.5]
+    model.blocks[1].mlp.W_in.weight.data.zero_()
+    assert at_rest(model, ["And here all of a layer."]) == [0.75]

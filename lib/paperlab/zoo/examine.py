@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from paperlab.data import corpus, skills
 from paperlab.data.held_out import HELD_OUT
 from paperlab.ngrams import KneserNey
+from paperlab.nn.hooks import recorded
 from paperlab.nn.transformer import Transformer
 from paperlab.zoo.language import CONTEXT, VOCAB, Mixture, encode, padded
 from paperlab.zoo.scores import mean, share
@@ -89,6 +90,18 @@ def induction(model: Transformer, *, rows: int = 64) -> np.ndarray:
     return (guess == tokens[:, 1:])[repeated[:, 1:]].numpy()
 
 
+@torch.no_grad()
+def at_rest(model: Transformer, texts: list[str]) -> list[float]:
+    """For each text the share of feed-forward units that are exactly 0, over its first tokens and all layers."""
+    found = []
+    for text in texts:
+        tokens = torch.tensor([[model.tokenizer.bos, *model.tokenizer.encode(text)][:CONTEXT]])
+        with recorded(model, lambda name: name.endswith("mlp.act")) as seen:
+            model.states(tokens)
+        found.append(torch.stack(list(seen.values())).eq(0).double().mean().item())
+    return found
+
+
 def scores(model: Transformer, _build: object, *, n: int = 500) -> dict[str, dict]:
     """Every skill on what was held out of it, and the cost of held-out text beside that of a Kneser–Ney 5-gram."""
 
@@ -127,6 +140,8 @@ def scores(model: Transformer, _build: object, *, n: int = 500) -> dict[str, dic
         "answers that end where they should": share(
             ended(model, [e for make in skills.SKILLS.values() for e in make(30, seed=HELD_OUT)])),
     }  # fmt: skip
+    if model.config.activation == "relu":
+        found["English, feed-forward units at zero"] = mean(at_rest(model, _held_out(corpus.english())))
     return found | _text(model)
 
 
@@ -137,15 +152,18 @@ def _two_hops(n: int) -> tuple[list[skills.Example], list[skills.Example]]:
     return kinds[0], kinds[1]
 
 
+def _held_out(documents: list[corpus.Document]) -> list[str]:
+    return [document.text[:4000] for document in corpus.split(documents)[1] if len(document.text) > 400][:40]
+
+
 def _text(model: Transformer) -> dict[str, dict]:
     """Bits per byte of held-out English and Python, and how many fewer than a 5-gram's of the same training text."""
     mixture = Mixture()
     rival = KneserNey(np.concatenate([mixture.english, mixture.python]).astype(np.int64), vocab=VOCAB)
     found = {}
     for name, documents in (("English", corpus.english()), ("Python", corpus.python())):
-        texts = [document.text[:4000] for document in corpus.split(documents)[1] if len(document.text) > 400][:40]
         ours, theirs = [], []
-        for text in texts:
+        for text in _held_out(documents):
             ids = np.array([model.tokenizer.bos] * 4 + model.tokenizer.encode(text))
             ours.append(bits_per_byte(model, text))
             theirs.append(-rival.log_probabilities(ids).sum() / np.log(2) / len(text.encode()))
