@@ -1,0 +1,1 @@
+"""Attention, state spaces and other sequence operators: one module a paper."""
