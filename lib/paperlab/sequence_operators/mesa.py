@@ -169,108 +169,60 @@ class Quantiser(nn.Module):
         return low, -minus_high
 
 
-class _Linear(Function):
-    """``x`` itself is not kept: the gradient of the input is exact, that of the weight has the copy's noise."""
+class _Remember(Function):
+    """An operation with the exact value, and with slopes that see copies: ``slopes(g, *copies, *exact)``.
+
+    ``op`` returns its value and what is to be kept exactly. All tensors go through ``save_for_backward``.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, kept):
-        ctx.save_for_backward(*kept.tensors, weight)
-        ctx.coding = kept.coding
-        return torch.baddbmm(bias, x, weight)
-
-    @staticmethod
-    def backward(ctx, g):
-        *copy, weight = ctx.saved_tensors
-        return g @ weight.mT, ctx.coding.restored(*copy).mT @ g, g.sum(1, keepdim=True), None
-
-
-class _MatMul(Function):
-    r"""$a b$; each operand's gradient needs the other's copy: $da = g \hat b^\top$, $db = \hat a^\top g$."""
-
-    @staticmethod
-    def forward(ctx, a, b, kept_a, kept_b):
-        ctx.save_for_backward(*kept_a.tensors, *kept_b.tensors)
-        ctx.codings = kept_a.coding, kept_b.coding
-        return a @ b
-
-    @staticmethod
-    def backward(ctx, g):
-        (a, b), saved = ctx.codings, ctx.saved_tensors
-        return g @ b.restored(*saved[3:]).mT, a.restored(*saved[:3]).mT @ g, None, None
-
-
-class _Softmax(Function):
-    r"""$y = \mathrm{softmax}(x)$ with $dx = \hat y \odot (g - \langle g, \hat y \rangle)$: the output is kept."""
-
-    @staticmethod
-    def forward(ctx, x, y, kept):
-        ctx.save_for_backward(*kept.tensors)
-        ctx.coding = kept.coding
+    def forward(ctx, op, slopes, kept, *inputs):
+        y, *exact = op(*inputs)
+        ctx.save_for_backward(*(tensor for copy in kept for tensor in copy.tensors), *exact)
+        ctx.slopes, ctx.codings = slopes, [copy.coding for copy in kept]
         return y
 
     @staticmethod
     def backward(ctx, g):
-        y = ctx.coding.restored(*ctx.saved_tensors)
-        return y * (g - (g * y).sum(-1, keepdim=True)), None, None
-
-
-class _Gelu(Function):
-    r"""$x \Phi(x)$, with the derivative taken at $\hat x$."""
-
-    @staticmethod
-    def forward(ctx, x, kept):
-        ctx.save_for_backward(*kept.tensors)
-        ctx.coding = kept.coding
-        return F.gelu(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return torch.ops.aten.gelu_backward(g, ctx.coding.restored(*ctx.saved_tensors)), None
-
-
-class _LayerNorm(Function):
-    r"""$z = (x - \mu) r$ with $dx = r\,(g - \bar g - \hat z\, \overline{g \hat z})$; $\mu$ and $r$ are kept exactly."""
-
-    @staticmethod
-    def forward(ctx, x, eps, kept):
-        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-        ctx.save_for_backward(*kept.tensors, mean, rstd)
-        ctx.coding = kept.coding
-        return y
-
-    @staticmethod
-    def backward(ctx, g):
-        *copy, mean, rstd = ctx.saved_tensors
-        z = ctx.coding.restored(*copy).sub_(mean).mul_(rstd)
-        return rstd * (g - g.mean(-1, keepdim=True) - z * (g * z).mean(-1, keepdim=True)), None, None
+        saved = iter(ctx.saved_tensors)
+        copies = [coding.restored(next(saved), next(saved), next(saved)) for coding in ctx.codings]
+        return None, None, None, *ctx.slopes(g, *copies, *saved)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, kept: Kept) -> Tensor:
-    """``x @ weight + bias``, remembering ``kept`` in place of ``x``."""
-    return _Linear.apply(x, weight, bias, kept)
+    r"""$y = xW + c$, with $dx = gW^\top$, which is exact, and $dW = \hat x^\top g$."""
+    return _Remember.apply(
+        lambda x, w, c: (torch.baddbmm(c, x, w), w),
+        lambda g, x, w: (g @ w.mT, x.mT @ g, g.sum(1, keepdim=True)),
+        (kept,), x, weight, bias,
+    )  # fmt: skip
 
 
 def matmul(a: Tensor, b: Tensor, kept_a: Kept, kept_b: Kept) -> Tensor:
-    """``a @ b``, remembering ``kept_a`` and ``kept_b``; a copy that another operation keeps as well is kept once."""
-    return _MatMul.apply(a, b, kept_a, kept_b)
+    r"""$ab$, with $da = g \hat b^\top$, $db = \hat a^\top g$; a copy that another operation keeps too is kept once."""
+    return _Remember.apply(lambda a, b: (a @ b,), lambda g, a, b: (g @ b.mT, a.mT @ g), (kept_a, kept_b), a, b)
 
 
 def softmax(x: Tensor, quantiser: Quantiser) -> tuple[Tensor, Kept]:
-    """Softmax over the last axis, and the copy of the result that it remembers, for whoever needs the same."""
-    with torch.no_grad():
-        y = F.softmax(x, -1)
+    r"""$y$ over the last axis, with $dx = \hat y \odot (g - \langle g, \hat y \rangle)$; and the copy, for others."""
+    y = F.softmax(x.detach(), -1)
     kept = quantiser(y)
-    return _Softmax.apply(x, y, kept), kept
+    return _Remember.apply(lambda _: (y,), lambda g, y: (y * (g - (g * y).sum(-1, keepdim=True)),), (kept,), x), kept
 
 
 def gelu(x: Tensor, kept: Kept) -> Tensor:
-    """`torch.nn.functional.gelu`, remembering ``kept``."""
-    return _Gelu.apply(x, kept)
+    r"""$x \Phi(x)$, with its derivative at $\hat x$."""
+    return _Remember.apply(lambda x: (F.gelu(x),), lambda g, x: (torch.ops.aten.gelu_backward(g, x),), (kept,), x)
 
 
 def layer_norm(x: Tensor, kept: Kept, eps: float = 1e-5) -> Tensor:
-    """`torch.nn.functional.layer_norm` over the last axis, without gain and offset, remembering ``kept``."""
-    return _LayerNorm.apply(x, eps, kept)
+    r"""$y = (x - \mu) r$ over the last axis; $dx = r\,(g - \bar g - \hat y\, \overline{g \hat y})$, $\mu$ and $r$ exact."""
+
+    def slopes(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor]:
+        y = (x - mean) * rstd
+        return (rstd * (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True)),)
+
+    return _Remember.apply(lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, eps), slopes, (kept,), x)
 
 
 @dataclass(frozen=True)
