@@ -216,7 +216,7 @@ def gelu(x: Tensor, kept: Kept) -> Tensor:
 
 
 def layer_norm(x: Tensor, kept: Kept, eps: float = 1e-5) -> Tensor:
-    r"""$y = (x - \mu) r$ over the last axis; $dx = r\,(g - \bar g - \hat y\, \overline{g \hat y})$, $\mu$ and $r$ exact."""
+    r"""$y = (x - \mu) r$ over the last axis; $dx = r\,(g - \bar g - \hat y\, \overline{g \hat y})$."""
 
     def slopes(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor]:
         y = (x - mean) * rstd
