@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paperlab.stats import bootstrap_interval, line_fit, mean_interval, paired_interval, spearman_trend
+from paperlab.stats import (
+    bootstrap_interval,
+    crossover,
+    line_fit,
+    mean_interval,
+    paired_interval,
+    scaling_exponents,
+    spearman_trend,
+)
 
 
 def test_mean_interval_is_scipys_t_interval():
@@ -44,7 +52,11 @@ def test_line_fit_is_polyfit_with_linregress_error():
     fit = line_fit(x, y)
     assert np.allclose([fit.slope, fit.intercept], np.polyfit(x, y, 1))
     assert np.isclose(fit.r2, np.corrcoef(x, y)[0, 1] ** 2)
-    assert fit.low < fit.slope < fit.high
+    peer = stats.linregress(x, y)
+    assert np.isclose(fit.high - fit.low, 2 * stats.t.ppf(0.975, 7) * peer.stderr)
+    assert np.isclose(fit.high + fit.low, 2 * peer.slope)
+    with pytest.raises(ValueError, match="x must"):
+        line_fit([1, 1, 1], [1, 2, 3])
 
 
 def test_trend_is_scipys_rho_with_a_counted_p():
@@ -54,6 +66,11 @@ def test_trend_is_scipys_rho_with_a_counted_p():
     assert np.isclose(found.rho, rho)
     as_extreme = sum(stats.spearmanr(x, order).statistic >= rho - 1e-12 for order in permutations(y))
     assert np.isclose(found.p, as_extreme / 720)
+
+
+def test_ties_share_their_rank():
+    x, y = [1, 2, 2, 3, 4, 6], [2, 1, 3, 3, 3, 9]
+    assert np.isclose(spearman_trend(x, y).rho, stats.spearmanr(x, y).statistic)
 
 
 def test_many_points_use_permutations():
@@ -88,3 +105,30 @@ def test_replicates_are_ranked_one_by_one():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_scaling_exponents_of_power_laws_and_of_noise():
+    sizes = np.array([64, 128, 512, 4096])
+    np.testing.assert_allclose(scaling_exponents(sizes, [3 * sizes**2.0, 0.1 * sizes**0.5]), [2, 0.5])
+    noisy = sizes * np.exp(np.random.default_rng(0).normal(0, 0.1, (5, 4)))
+    wanted = [stats.linregress(np.log(sizes), np.log(row)).slope for row in noisy]
+    np.testing.assert_allclose(scaling_exponents(sizes, noisy), wanted)
+
+
+def test_crossover_of_two_power_laws():
+    sizes = np.array([10.0, 100.0, 1000.0])
+    assert crossover(sizes, 50 * sizes, sizes**2) == pytest.approx(50)
+    assert crossover(sizes, sizes**2, 50 * sizes) == float("inf")
+    assert crossover(sizes, sizes, 2 * sizes) == 10
+    assert crossover(sizes, [1, 3, 1], [2, 2, 2]) == pytest.approx(10 ** (2 + np.log(1.5) / np.log(3)))
+
+
+def test_scaling_rejects_bad_input():
+    with pytest.raises(ValueError, match="number of sizes"):
+        scaling_exponents([1, 2], [1, 2])
+    with pytest.raises(ValueError, match="costs"):
+        scaling_exponents([1, 2, 3], [1, 0, 2])
+    with pytest.raises(ValueError, match="costs"):
+        scaling_exponents([1, 2, 3], [[1, 2]])
+    with pytest.raises(ValueError, match="same length"):
+        crossover([1, 2], [1, 2], [1, 2, 3])

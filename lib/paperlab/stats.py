@@ -11,7 +11,7 @@ from math import factorial
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special  # not scipy.stats, whose import takes longer than many a page's statistics
 
 from paperlab.checks import (
     require_at_least,
@@ -19,6 +19,7 @@ from paperlab.checks import (
     require_finite,
     require_ndim,
     require_one_of,
+    require_positive,
     require_same_length,
 )
 
@@ -80,7 +81,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     require_finite(values=x)
     require_between(1e-9, 1 - 1e-9, level=level)
     mean = x.mean()
-    half = stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = special.stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
     return Interval(float(mean), float(mean - half), float(mean + half), len(x))
 
 
@@ -113,15 +114,61 @@ def line_fit(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> LineFit:
     """Ordinary least squares of ``y`` on ``x`` with Student's interval for the slope.
 
     Raises:
-        ValueError: fewer than 3 points, different lengths, or values that are not finite.
+        ValueError: fewer than 3 points, different lengths, equal x, or values that are not finite.
     """
     require_same_length(x=x, y=y)
     require_finite(x=x, y=y)
     if len(x) < 3:
         raise ValueError(f"x must hold at least 3 points for a line with an interval, got {len(x)}")
-    fit = stats.linregress(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
-    half = stats.t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
-    return LineFit(*map(float, (fit.slope, fit.intercept, fit.rvalue**2, fit.slope - half, fit.slope + half)))
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    dx, dy = x - x.mean(), y - y.mean()
+    if not dx.any():
+        raise ValueError("x must hold at least two different values")
+    slope = dx @ dy / (dx @ dx)
+    left = dy - slope * dx
+    error = np.sqrt(left @ left / (len(x) - 2) / (dx @ dx))
+    half = special.stdtrit(len(x) - 2, (1 + level) / 2) * error
+    r2 = 1 - left @ left / (dy @ dy) if dy.any() else 0.0
+    return LineFit(*map(float, (slope, y.mean() - slope * x.mean(), r2, slope - half, slope + half)))
+
+
+def scaling_exponents(sizes: ArrayLike, costs: ArrayLike) -> np.ndarray:
+    r"""For each replicate the p of $\text{cost} \propto \text{size}^p$: the slope of a line through the logarithms.
+
+    ``costs`` is (…, sizes), seconds or bytes; the result has the leading axes, and `mean_interval` can take it.
+
+    Raises:
+        ValueError: fewer than 3 sizes, another number of costs, or a number that is not positive.
+    """
+    sizes, costs = np.asarray(sizes, dtype=float), np.asarray(costs, dtype=float)
+    require_at_least(3, **{"number of sizes": len(sizes)})
+    require_positive(sizes=sizes, costs=costs)
+    if costs.shape[-1] != len(sizes):
+        raise ValueError(f"costs must have {len(sizes)} sizes on their last axis, got shape {costs.shape}")
+    x = np.log(sizes) - np.log(sizes).mean()
+    return np.log(costs) @ x / (x @ x)
+
+
+def crossover(sizes: ArrayLike, costs: ArrayLike, rival: ArrayLike) -> float:
+    """The size from which ``costs`` stay below ``rival``'s, between two sizes on straight lines through logarithms.
+
+    The smallest size if they are below everywhere, infinity if not at the largest.
+
+    Raises:
+        ValueError: different lengths, or a number that is not positive.
+    """
+    require_same_length(sizes=sizes, costs=costs, rival=rival)
+    require_positive(sizes=sizes, costs=costs, rival=rival)
+    lead = np.log(np.asarray(costs, dtype=float) / np.asarray(rival, dtype=float))
+    behind = np.flatnonzero(lead >= 0)
+    if len(behind) == 0:
+        return float(sizes[0])
+    last = behind[-1]
+    if last == len(lead) - 1:
+        return float("inf")
+    return float(
+        np.exp(np.interp(0, -lead[[last, last + 1]], np.log(np.asarray(sizes, dtype=float)[[last, last + 1]])))
+    )
 
 
 def spearman_trend(
@@ -142,8 +189,8 @@ def spearman_trend(
     if y.shape[1] != n:
         raise ValueError(f"y must have {n} points to match x, got {y.shape[1]}")
     require_at_least(5, **{"number of points": n})
-    a = stats.rankdata(x)
-    b = stats.rankdata(stats.rankdata(y, axis=1).mean(0))
+    a = _ranks(np.asarray(x, dtype=float))
+    b = _ranks(_ranks(y).mean(0))
     if a.std() == 0 or b.std() == 0:
         return Trend(0.0, 1.0, n)
     a, b = (a - a.mean()) / a.std(), (b - b.mean()) / b.std()
@@ -157,3 +204,9 @@ def spearman_trend(
         orders = rng.permuted(np.tile(np.arange(n), (resamples, 1)), axis=1)
         hits, total = int((sign * (b[orders] @ a) / n >= sign * rho - 1e-12).sum()) + 1, resamples + 1
     return Trend(rho, hits / total, n)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1 along the last axis; equal values share the mean of their ranks."""
+    mine, others = values[..., :, None], values[..., None, :]
+    return (others < mine).sum(-1) + ((others == mine).sum(-1) + 1) / 2

@@ -146,29 +146,66 @@ def test_tree_agrees_with_whole_passes_and_padding():
     padding = torch.tensor([[True, True, False, False], [False] * 4])
     root = up.TokenTree(model, rows, padding)
     tree = root.fork()
-    tree.grow(torch.tensor([[0, 0, 0], [0, 0, 0]]), torch.tensor([[1, 2, 4], [0, 3, 1]]))
-    tree.grow(torch.tensor([[2, 0], [1, 1]]), torch.tensor([[3, 3], [0, 4]]))
-    for row, prompt, tails in ((0, [3, 1], ([4, 3], [1, 3])), (1, [2, 4, 1, 3], ([3, 0], [3, 4]))):
-        for node, tail in enumerate(tails):
-            alone = model(torch.tensor([prompt + tail]))[0, -1]
-            torch.testing.assert_close(tree.logits[row, node], alone, atol=1e-4, rtol=1e-4)
-    assert len(root.cache) == 4  # the fork has left the root as it was
+    tree.grow(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 2, 4, 3, 1]))
+    tree.grow(torch.tensor([2, 0, 2, 3]), torch.tensor([3, 3, 0, 4]))
+    assert tree.owner.tolist() == [0, 0, 0, 1]
+    texts = [[3, 1, 4, 3], [3, 1, 1, 3], [3, 1, 4, 0], [2, 4, 1, 3, 3, 4]]
+    for logits, text in zip(tree.logits, texts, strict=True):
+        torch.testing.assert_close(logits, model(torch.tensor([text]))[0, -1], atol=1e-4, rtol=1e-4)
+    tree.grow(torch.tensor([3, 3]), torch.tensor([0, 2]))  # the first prompt has ended
+    for logits, token in zip(tree.logits, (0, 2), strict=True):
+        alone = model(torch.tensor([[*texts[3], token]]))[0, -1]
+        torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-4)
+    assert len(root.keys[0]) == 0  # the fork has left the root as it was
+
+
+def test_spread_puts_the_rows_of_each_owner_side_by_side():
+    wide = up.spread(torch.tensor([[5], [6], [7]]), torch.tensor([0, 2, 2]), 4, empty=-1)
+    assert wide[..., 0].tolist() == [[5, -1], [-1, -1], [6, 7], [-1, -1]]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_wide_beam_is_the_best_of_all_outputs_and_width_one_is_greedy(seed):
     model, prompts = tiny(seed=seed), torch.tensor([[1, 2, 3], [4, 0, 2]])
     ends, lengths = torch.tensor([True, False, False, False, False]), torch.tensor([3, 2])
-    found, score = up.beam(up.TokenTree(model, prompts, None), 200, ends, lengths)
+    (found,), (score,) = up.beams(up.TokenTree(model, prompts, None), [200], ends, lengths)
     for row in range(2):
         every = all_outputs(model, prompts[row].tolist(), ends, int(lengths[row]))
         best = max(every, key=every.get)
         assert tuple(t for t in found[row].tolist() if t >= 0) == best
         assert score[row].item() == pytest.approx(every[best], abs=1e-4)
-    greedy, _ = up.beam(up.TokenTree(model, prompts, None), 1, ends, torch.tensor([3, 3]))
+    (greedy,), _ = up.beams(up.TokenTree(model, prompts, None), [1], ends, torch.tensor([3, 3]))
     told = generate(model, prompts, steps=3, stop=0)[:, 3:]
     after = (told == 0).cumsum(1) - (told == 0).long() > 0
     assert greedy.tolist() == told.masked_fill(after, -1).tolist()
+
+
+def by_hand(model, prompt, width, ends, length):
+    """A textbook beam over lists of tokens, by whole forward passes; without ever dropping what cannot win."""
+    open_ones, finished = [((), 0.0)], []
+    for step in range(length):
+        grown = []
+        for tokens, score in open_ones:
+            log_p = model(torch.tensor([[*prompt, *tokens]]))[0, -1].log_softmax(-1)
+            grown += [((*tokens, t), score + log_p[t].item()) for t in range(len(ends))]
+        grown.sort(key=lambda found: -found[1])
+        closed = [bool(ends[tokens[-1]]) or step + 1 == length for tokens, _ in grown]
+        finished += [found for found, c in zip(grown[:width], closed, strict=False) if c]
+        open_ones = [found for found, c in zip(grown, closed, strict=True) if not c][:width]
+    return max(finished, key=lambda found: found[1])
+
+
+def test_widths_side_by_side_find_what_each_finds_alone():
+    ends, lengths = torch.tensor([True, False, False, True, False]), torch.tensor([4, 3, 4])
+    prompts = torch.tensor([[1, 2, 3], [4, 0, 2], [2, 2, 1]])
+    for seed in range(3):
+        model = tiny(seed=seed)
+        found, score = up.beams(up.TokenTree(model, prompts, None), [1, 2, 5], ends, lengths)
+        for k, width in enumerate([1, 2, 5]):
+            for row in range(3):
+                tokens, best = by_hand(model, prompts[row].tolist(), width, ends, int(lengths[row]))
+                assert tuple(t for t in found[k, row].tolist() if t >= 0) == tokens
+                assert score[k, row].item() == pytest.approx(best, abs=1e-4)
 
 
 def test_samples_follow_the_enumerated_chances():
@@ -184,7 +221,7 @@ def test_samples_follow_the_enumerated_chances():
         seen[tuple(t for t in tokens if t >= 0)] += 1
     for tokens, log_p in all_outputs(model, prompt, ends, 2).items():
         assert seen[tokens] / 20_000 == pytest.approx(np.exp(log_p), abs=0.012)
-    greedy, _ = up.beam(tree, 1, ends, lengths)
+    (greedy,), _ = up.beams(tree, [1], ends, lengths)
     assert (best[0] == greedy).all()  # without any chance left, a sample is the greedy output
 
 
@@ -219,8 +256,8 @@ ROOT, HALF = up.TokenTree(tiny(), torch.tensor([[1, 2]]), None), torch.full((1, 
         (lambda: up.fit_beta(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), low=0.0), "low"),
         (lambda: up.fit_ranks(torch.full((2, 3), torch.nan), torch.zeros(2, dtype=torch.long)), "utilities"),
         (lambda: up.fit_curve(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), bins=1), "bins"),
-        (lambda: up.beam(ROOT, 0, torch.zeros(5, dtype=torch.bool), torch.ones(1, dtype=torch.long)), "width"),
-        (lambda: up.beam(ROOT, 2, torch.zeros(5, dtype=torch.bool), torch.zeros(1, dtype=torch.long)), "lengths"),
+        (lambda: up.beams(ROOT, [3, 0], torch.zeros(5, dtype=torch.bool), torch.ones(1, dtype=torch.long)), "width"),
+        (lambda: up.beams(ROOT, [2], torch.zeros(5, dtype=torch.bool), torch.zeros(1, dtype=torch.long)), "lengths"),
         (lambda: up.sample(ROOT, [], HALF, torch.zeros(5, dtype=torch.bool), torch.ones(1, dtype=torch.long)), "conv"),
         (
             lambda: up.sample(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import binom
+from scipy.special import bdtrc
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -232,7 +232,7 @@ def majority_failure(p: float, heads: int) -> float:
     """
     require_between(0, 1, p=p)
     require_at_least(1, heads=heads)
-    return float(binom.sf(math.ceil(heads / 2) - 1, heads, p))
+    return float(bdtrc(math.ceil(heads / 2) - 1, heads, p))
 
 
 def failure_bound(p: float, heads: int, layers: int) -> float:

@@ -33,9 +33,9 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(bias.uniform_(-bound, bound, generator=generator))
 
-    def forward(self, x: Float[Tensor, "copies batch in"]) -> Float[Tensor, "copies batch out"]:
-        """Apply copy c to ``x[c]``."""
-        return torch.baddbmm(self.bias, x, self.weight)
+    def forward(self, x: Float[Tensor, "copies *batch in"]) -> Float[Tensor, "copies *batch out"]:
+        """Apply copy c to every row of ``x[c]``."""
+        return torch.baddbmm(self.bias, x.flatten(1, -2), self.weight).unflatten(1, x.shape[1:-1])
 
 
 def stacked_mlp(

@@ -172,8 +172,8 @@ class Rotary(nn.Module):
         return self.cos[past : past + tokens], self.sin[past : past + tokens]
 
     def forward(
-        self, x: Float[Tensor, "batch heads tokens head_dim"], turns: tuple[Tensor, Tensor]
-    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+        self, x: Float[Tensor, "*batch heads tokens head_dim"], turns: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "*batch heads tokens head_dim"]:
         """Rotate queries or keys by `turns`."""
         if self.dims == 0:
             return x

@@ -9,9 +9,10 @@ own conversion equation is not ours to quote: `fit_beta` and `fit_ranks`/`fit_cu
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
@@ -150,51 +151,78 @@ def calibration_error(confidence: Float[Tensor, " cases"], right: Bool[Tensor, "
     return (torch.zeros(bins).to(gap).index_add(0, where, gap).abs().sum() / len(gap)).item()
 
 
+def place(owner: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """How many rows of the same owner stand before each; all rows of an owner stand together, in ascending order."""
+    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+
+
+def spread(
+    rows: Shaped[Tensor, "rows *rest"], owner: Int[Tensor, " rows"], owners: int, empty: float = 0
+) -> Shaped[Tensor, "owners most *rest"]:
+    """The rows of every owner side by side; ``empty`` where one has fewer than another."""
+    column = place(owner)
+    wide = rows.new_full((owners, int(column.max()) + 1, *rows.shape[1:]), empty)
+    wide[owner, column] = rows
+    return wide
+
+
 class TokenTree:
     """Continuations of a batch of prompts as one tree of tokens a prompt: what is asked twice is computed once.
 
-    ``logits`` (prompts, nodes, vocab) belong to the newest level; at first it is the prompt's last token alone.
+    The nodes of the newest level stand in one row, prompt by prompt: ``owner`` is the prompt of each, ``logits``
+    (nodes, vocab) its utilities of the next token. At first these are the last tokens of the prompts, whose final
+    ``states`` are (prompts, tokens, width).
     """
 
     def __init__(
         self, model: Transformer, prompts: Int[Tensor, "prompts tokens"], padding: Bool[Tensor, "prompts tokens"] | None
     ) -> None:
-        self.model, self.cache, self.depth = model, KVCache(), 0
+        self.model, self.cache = model, KVCache()
         self.states = model.states(prompts, cache=self.cache, padding=padding)
-        self.logits = model.unembed(self.states[:, -1:])
-        self.above = torch.zeros(len(prompts), 1, 0, dtype=torch.bool, device=prompts.device)
+        self.logits = model.unembed(self.states[:, -1])
+        self.owner = torch.arange(len(prompts), device=prompts.device)
+        self.ancestors = self.owner.new_zeros(len(prompts), 0)
+        self.keys, self.values = ([self.states.new_zeros(0, model.config.width)] * model.config.layers for _ in "kv")
 
     def fork(self) -> "TokenTree":
-        """A tree that grows by itself from here; the prompts' keys and values are shared, not copied."""
-        twin = object.__new__(TokenTree)
-        twin.__dict__ = dict(self.__dict__)
-        twin.cache = KVCache()
-        twin.cache.keys, twin.cache.values = dict(self.cache.keys), dict(self.cache.values)
-        twin.cache.padding = self.cache.padding
+        """A tree that grows by itself from here; all that has been computed is shared, not copied."""
+        twin = copy(self)
+        twin.keys, twin.values = list(self.keys), list(self.values)
         return twin
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Forget all prompts but these."""
-        for store in (self.cache.keys, self.cache.values):
-            for layer in store:
-                store[layer] = store[layer][rows]
-        if self.cache.padding is not None:
-            self.cache.padding = self.cache.padding[rows]
-        self.logits, self.above = self.logits[rows], self.above[rows]
+    def grow(self, parents: Int[Tensor, " nodes"], tokens: Int[Tensor, " nodes"]) -> None:
+        """One level more: token ``tokens[i]`` below node ``parents[i]``, prompt by prompt."""
+        turns = self.model.rotary.turns(1, len(self.cache) + self.ancestors.shape[1], None)
+        new = len(self.keys[0]) + torch.arange(len(tokens), device=tokens.device)
+        self.owner, self.ancestors = self.owner[parents], torch.cat([self.ancestors[parents], new[:, None]], 1)
+        x = self.model.embedding(tokens)[:, None]  # a batch of single tokens
+        for layer, block in enumerate(self.model.blocks):
+            normed, attn = block.norm_attn(x), block.attn
+            q, k, v = (W(normed).view(len(x), attn.head_count, 1, -1) for W in (attn.W_q, attn.W_k, attn.W_v))
+            q, k = self.model.rotary(q, turns), self.model.rotary(k, turns)
+            x = x + attn.W_o(self._attended(layer, q[:, :, 0], k[:, :, 0], v[:, :, 0]).flatten(1)[:, None])
+            x = x + block.mlp(block.norm_mlp(x), None)
+        self.logits = self.model.unembed(self.model.norm_final(x[:, 0]))
 
-    def grow(self, parents: Int[Tensor, "prompts nodes"], tokens: Int[Tensor, "prompts nodes"]) -> None:
-        """One level more: token ``tokens[i, j]`` below node ``parents[i, j]``; each sees its own ancestors only."""
-        count, width = tokens.shape
-        old = self.above.gather(1, parents[..., None].expand(-1, -1, self.above.shape[-1]))
-        own = torch.eye(width, dtype=torch.bool, device=tokens.device).expand(count, -1, -1)
-        self.above = torch.cat([old, own], -1)
-        past = len(self.cache) + width - self.above.shape[-1]
-        bias = torch.zeros(count, 1, width, past + self.above.shape[-1], device=tokens.device)
-        bias[..., past:].masked_fill_(~self.above[:, None], -torch.inf)
-        place = torch.full((1, width), past + self.depth, device=tokens.device)
-        self.depth += 1
-        states = self.model.states(tokens, cache=self.cache, attention_bias=bias, positions=place)
-        self.logits = self.model.unembed(states)
+    def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "nodes heads head_dim"]:
+        """Every node looks at its prompt, whose keys and values exist once, and at its own ancestors and itself."""
+
+        def of_ancestors(store: list[Tensor], new: Tensor) -> Float[Tensor, "nodes levels heads head_dim"]:
+            store[layer] = torch.cat([store[layer], new.flatten(1)])
+            return store[layer].index_select(0, self.ancestors.flatten()).view(*self.ancestors.shape, *new.shape[1:])
+
+        def with_prompt(rows: Tensor, prompt: Float[Tensor, "prompts heads a b"]) -> Float[Tensor, "nodes heads b"]:
+            return (spread(rows, owner, len(here)).transpose(1, 2) @ prompt[here])[owner, :, place(owner)]
+
+        here, owner = self.owner.unique_consecutive(return_inverse=True)  # some prompts may have ended
+        far = with_prompt(q, self.cache.keys[layer].mT)
+        if self.cache.padding is not None:
+            far = far.masked_fill(self.cache.padding[self.owner, None], -torch.inf)
+        near = torch.linalg.vecdot(of_ancestors(self.keys, k), q[:, None]).mT
+        pattern = (torch.cat([far, near], -1) / q.shape[-1] ** 0.5).softmax(-1)
+        far, near = pattern.tensor_split([far.shape[-1]], -1)
+        close = (near.mT[..., None] * of_ancestors(self.values, v)).sum(1)
+        return close + with_prompt(far, self.cache.values[layer])
 
 
 def sample(
@@ -214,71 +242,65 @@ def sample(
     require_at_least(1, conversions=len(conversions))
     require_between(0, 1, uniforms=uniforms)
     tree, (count, n, steps), vocab = tree.fork(), uniforms.shape, len(ends)
-    node = torch.zeros(len(conversions), count, n, dtype=torch.long, device=uniforms.device)
+    node = tree.owner[:, None].expand(len(conversions), count, n).clone()  # where each sample stands in the tree
     out, live = node.new_full((*node.shape, steps), -1), torch.ones_like(node, dtype=torch.bool)
-    first = torch.arange(count, device=uniforms.device)[:, None]
     for t in range(steps):
-        width = tree.logits.shape[1]
-        flat, place, token = tree.logits.flatten(0, 1), first * width + node, torch.zeros_like(node)
+        token = torch.zeros_like(node)
         for c, convert in enumerate(conversions):
-            rows, back = place[c][live[c]].unique(return_inverse=True)
-            cdf = convert(flat[rows], rows // width).cumsum(-1)
-            height = uniforms[..., t][live[c]][:, None].to(cdf) * cdf[back, -1:]
-            token[c][live[c]] = (cdf[back] <= height).sum(-1).clamp(max=vocab - 1)
+            rows, back = node[c][live[c]].unique(return_inverse=True)
+            cdf = convert(tree.logits[rows], tree.owner[rows]).cumsum(-1)
+            height = uniforms[..., t][live[c]].to(cdf) * cdf[back, -1]
+            token[c][live[c]] = torch.searchsorted(cdf[back], height[:, None], right=True)[:, 0].clamp(max=vocab - 1)
         out[..., t] = token.where(live, -1)
         live = live & ~ends[token] & (t + 1 < lengths[:, None])
         if t + 1 == steps or not live.any():
             break
-        kept, back = (place * vocab + token)[live].unique(return_inverse=True)  # sorted: prompt by prompt
-        owner = kept // (vocab * width)
-        each = owner.bincount(minlength=count)
-        column = torch.arange(len(kept), device=kept.device) - (each.cumsum(0) - each)[owner]
-        parents = torch.zeros(count, int(each.max()), dtype=torch.long, device=kept.device)
-        tokens = torch.zeros_like(parents)
-        parents[owner, column], tokens[owner, column] = kept // vocab % width, kept % vocab
-        node[live] = column[back]
-        tree.grow(parents, tokens)
+        kept, node[live] = (node * vocab + token)[live].unique(return_inverse=True)  # sorted: prompt by prompt
+        tree.grow(kept // vocab, kept % vocab)
     return out
 
 
-def beam(
-    tree: TokenTree, width: int, ends: Bool[Tensor, " vocab"], lengths: Int[Tensor, " prompts"]
-) -> tuple[Int[Tensor, "prompts steps"], Float[Tensor, " prompts"]]:
-    r"""The output with the greatest $\log p$ that a beam of ``width`` finds, and that score; greedy for width 1.
+def beams(
+    tree: TokenTree, widths: Sequence[int], ends: Bool[Tensor, " vocab"], lengths: Int[Tensor, " prompts"]
+) -> tuple[Int[Tensor, "widths prompts steps"], Float[Tensor, "widths prompts"]]:
+    r"""The output with the greatest $\log p$ that a beam of each width finds, and that score; greedy for width 1.
 
-    Scores only fall: an open output that lies below a finished one can no longer win, and is dropped, and so is a
-    prompt that has no other. -1 stands after an end or the length.
+    Scores only fall: an open output that lies below a finished one can no longer win, and is dropped. All widths search
+    in one tree. -1 stands after an end or the length.
 
     Raises:
-        ValueError: ``width`` or a length is below 1.
+        ValueError: a width or a length is below 1.
     """
-    require_at_least(1, width=width, lengths=lengths)
+    require_at_least(1, widths=torch.tensor(widths), lengths=lengths)
     tree, count, steps, vocab = tree.fork(), len(lengths), int(lengths.max()), len(ends)
-    score, best = (torch.full((count, 1), x, device=ends.device) for x in (0.0, -torch.inf))
-    story = torch.full((count, 1, steps), -1, device=ends.device)
-    output, row = story[:, 0].clone(), torch.arange(count, device=ends.device)  # row: the prompts that are left
+    width = torch.tensor(widths, device=ends.device).repeat_interleave(count)[:, None]  # one row a search
+    limit, most = lengths.repeat(len(widths))[:, None], max(widths) * (1 + int(ends.sum()))
+    search, rank = torch.arange(len(width), device=ends.device), torch.arange(most, device=ends.device)
+    best, score = tree.logits.new_full(search.shape, -torch.inf), tree.logits.new_zeros(search.shape)
+    output = search.new_full((len(search), steps), -1)
+    node, story = search % count, output.clone()  # of each open output, like its ``search`` and ``score``
     for t in range(steps):
-        total = (score[..., None] + tree.logits.log_softmax(-1)).flatten(1)
-        value, index = total.topk(min(width * (1 + int(ends.sum())), total.shape[1]))
-        token, parent = index % vocab, index // vocab
-        story = story.gather(1, parent[..., None].expand(-1, -1, steps))
-        story[..., t] = token
-        closed = ends[token] | (t + 1 >= lengths[row])[:, None]
-        top, at = value[:, :width].masked_fill(~closed[:, :width], -torch.inf).max(1, keepdim=True)
-        finished = story.gather(1, at[..., None].expand(-1, -1, steps))[:, 0]
-        output[row] = torch.where(top > best[row], finished, output[row])
-        best[row] = torch.maximum(top, best[row])
-        score, order = value.masked_fill(closed, -torch.inf).topk(min(width, value.shape[1]))
-        alive = (score > best[row]).sum(1)
-        left = alive.nonzero()[:, 0]
-        if len(left) == 0:
+        log_p, choice = tree.logits.log_softmax(-1).topk(min(most, vocab))
+        wide = spread(score[:, None] + log_p[node], search, len(width), -torch.inf).flatten(1)
+        value, index = wide.topk(min(most, wide.shape[1]))
+        token = spread(choice[node], search, len(width)).flatten(1).gather(1, index)
+        parent = spread(torch.arange(len(node), device=ends.device), search, len(width))
+        parent = parent.gather(1, index // choice.shape[1])
+        closed = ends[token] | (t + 1 >= limit)
+        top, at = value.masked_fill(~closed | (rank[: value.shape[1]] >= width), -torch.inf).max(1)
+        won = (top > best).nonzero()[:, 0]
+        best[won], output[won] = top[won], story[parent[won, at[won]]]
+        output[won, t] = token[won, at[won]]
+        score, order = value.masked_fill(closed, -torch.inf).topk(min(max(widths), value.shape[1]))
+        alive = (score > best[:, None]) & (rank[: score.shape[1]] < width)
+        if not alive.any():
             break
-        score, order = (kept[left, : int(alive.max())] for kept in (score, order))
-        story = story[left].gather(1, order[..., None].expand(-1, -1, steps))
-        tree.keep(left)
-        row = row[left]
-        tree.grow(parent[left].gather(1, order), token[left].gather(1, order))
-    return output, best[:, 0]
+        parent, token, score = parent.gather(1, order)[alive], token.gather(1, order)[alive], score[alive]
+        search, story = search[parent], story[parent]
+        story[:, t] = token
+        kept, node = (node[parent] * vocab + token).unique(return_inverse=True)  # sorted: prompt by prompt
+        tree.grow(kept // vocab, kept % vocab)
+    return output.view(len(widths), count, -1), best.view(len(widths), -1)
 
 
 def token_f1(a: Int[Tensor, "*#batch m"], b: Int[Tensor, "*#batch n"]) -> Float[Tensor, "*batch"]:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,6 +75,9 @@ def _features(model: nn.Module, images: Float[Tensor, "n 8 8"]) -> Float[Tensor,
 
 def _linear(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> float:
     """Held-out accuracy of a logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression  # here: who only loads a model should not wait for it
+    from sklearn.preprocessing import StandardScaler
+
     scale = StandardScaler().fit(x)
     head = LogisticRegression(C=0.1, max_iter=500).fit(scale.transform(x), y)
     return head.score(scale.transform(x_held), y_held)

@@ -7,7 +7,6 @@ answer, because an answer is what most of a row's tokens are about.
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -118,6 +117,8 @@ def _text(model: Transformer, documents: list[corpus.Document], windows: int = 6
 @torch.no_grad()
 def _topic_probe(model: Transformer, shots: int = 8, draws: int = 20) -> dict[str, dict]:
     """Accuracy of a logistic regression that has seen a few texts a topic: on mean states, beside word counts."""
+    from sklearn.linear_model import LogisticRegression  # here: who only loads a model should not wait for it
+
     tokenizer, topics = model.tokenizer, list(lexicon.TOPICS)
     ours, words = [], []
     held = skills.topic(400, seed=HELD_OUT, part="held_out")

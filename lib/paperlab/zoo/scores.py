@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import stats
 
 from paperlab.checks import require_nonempty
 from paperlab.stats import mean_interval
@@ -17,7 +16,9 @@ def share(hits: Iterable[bool], bar: float | None = None) -> dict:
     """
     hits = np.asarray(list(hits), dtype=bool)
     require_nonempty(hits=hits)
-    found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    from scipy.stats import binomtest  # here: who only loads a model should not wait for it
+
+    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return _score(hits.mean(), found.low, found.high, len(hits), bar)
 
 
