@@ -11,9 +11,9 @@ https://arxiv.org/abs/2111.11124, section 3.
 """
 
 import math
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -21,9 +21,6 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 from paperlab.checks import require_at_least, require_between, require_nonempty
 from paperlab.nn import StackedLinear
@@ -189,7 +186,12 @@ class _Remember(Function):
         return None, None, None, *ctx.slopes(g, *copies, *saved)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, kept: Kept) -> Tensor:
+def linear(
+    x: Float[Tensor, "copies rows inputs"],
+    weight: Float[Tensor, "copies inputs outputs"],
+    bias: Float[Tensor, "copies 1 outputs"],
+    kept: Kept,
+) -> Float[Tensor, "copies rows outputs"]:
     r"""$y = xW + c$, with $dx = gW^\top$, which is exact, and $dW = \hat x^\top g$."""
     return _Remember.apply(
         lambda x, w, c: (torch.baddbmm(c, x, w), w),
@@ -198,24 +200,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, kept: Kept) -> Tensor:
     )  # fmt: skip
 
 
-def matmul(a: Tensor, b: Tensor, kept_a: Kept, kept_b: Kept) -> Tensor:
+def matmul(
+    a: Float[Tensor, "*batch rows inner"], b: Float[Tensor, "*batch inner columns"], kept_a: Kept, kept_b: Kept
+) -> Float[Tensor, "*batch rows columns"]:
     r"""$ab$, with $da = g \hat b^\top$, $db = \hat a^\top g$; a copy that another operation keeps too is kept once."""
     return _Remember.apply(lambda a, b: (a @ b,), lambda g, a, b: (g @ b.mT, a.mT @ g), (kept_a, kept_b), a, b)
 
 
-def softmax(x: Tensor, quantiser: Quantiser) -> tuple[Tensor, Kept]:
+def softmax(
+    x: Float[Tensor, "copies rows *rest"], quantiser: Quantiser
+) -> tuple[Float[Tensor, "copies rows *rest"], Kept]:
     r"""$y$ over the last axis, with $dx = \hat y \odot (g - \langle g, \hat y \rangle)$; and the copy, for others."""
     y = F.softmax(x.detach(), -1)
     kept = quantiser(y)
     return _Remember.apply(lambda _: (y,), lambda g, y: (y * (g - (g * y).sum(-1, keepdim=True)),), (kept,), x), kept
 
 
-def gelu(x: Tensor, kept: Kept) -> Tensor:
+def gelu(x: Float[Tensor, "*shape"], kept: Kept) -> Float[Tensor, "*shape"]:
     r"""$x \Phi(x)$, with its derivative at $\hat x$."""
     return _Remember.apply(lambda x: (F.gelu(x),), lambda g, x: (torch.ops.aten.gelu_backward(g, x),), (kept,), x)
 
 
-def layer_norm(x: Tensor, kept: Kept, eps: float = 1e-5) -> Tensor:
+def layer_norm(x: Float[Tensor, "*rows channels"], kept: Kept, eps: float = 1e-5) -> Float[Tensor, "*rows channels"]:
     r"""$y = (x - \mu) r$ over the last axis; $dx = r\,(g - \bar g - \hat y\, \overline{g \hat y})$."""
 
     def slopes(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor]:
@@ -223,6 +229,27 @@ def layer_norm(x: Tensor, kept: Kept, eps: float = 1e-5) -> Tensor:
         return (rstd * (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True)),)
 
     return _Remember.apply(lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, eps), slopes, (kept,), x)
+
+
+class _Again(Function):
+    """Checkpointing: a block computed without memory of it, and once more, with memory, when its slopes are asked for.
+
+    Its parameters are inputs, so that their slopes come out. What ``torch.utils.checkpoint`` does besides (random
+    states, autocast, nested inputs) is not needed here, and importing it takes two seconds.
+    """
+
+    @staticmethod
+    def forward(ctx, block, x, *parameters):
+        ctx.block = block
+        ctx.save_for_backward(x, *parameters)
+        return block(x)  # autograd records nothing in here, and Mesa copies nothing
+
+    @staticmethod
+    def backward(ctx, g):
+        x, *parameters = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return None, *torch.autograd.grad(ctx.block(x), (x, *parameters), g)
 
 
 @dataclass(frozen=True)
@@ -256,7 +283,15 @@ class StackedViT(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        require_at_least(1, copies=copies, tokens=tokens, width=width, heads=heads, layers=layers, classes=classes)
+        sizes = {
+            "tokens": tokens,
+            "pixels": pixels,
+            "width": width,
+            "heads": heads,
+            "layers": layers,
+            "classes": classes,
+        }
+        require_at_least(1, copies=copies, **shape)
         if width % heads:
             raise ValueError(f"width must be a multiple of {heads} heads, got {width}")
         self.copies, self.heads, self.layers, self.tokens, self.storage = copies, heads, layers, tokens, storage
@@ -323,12 +358,16 @@ class StackedViT(nn.Module):
         h = gelu(h, self.quantisers[f"gelu{n}"](h)) if self._mesa else F.gelu(h)
         return x + self.linear(f"back{n}", h)
 
+    def _again(self, n: int, x: Tensor) -> Tensor:
+        weights = [p for what in ("qkv", "out", "in", "back") for p in self.maps[f"{what}{n}"].parameters()]
+        return _Again.apply(partial(self.block, n), x, *weights)
+
     def forward(self, patches: Float[Tensor, "copies batch tokens pixels"]) -> Float[Tensor, "copies batch classes"]:
         """Class scores of every copy for its own images."""
         x = self.linear("embed", patches.flatten(1, 2)).unflatten(1, (-1, self.tokens)) + self.places
         x = x.flatten(1, 2)
         for n in range(self.layers):
-            x = checkpoint(self.block, n, x, use_reentrant=False) if self.checkpointed else self.block(n, x)
+            x = self._again(n, x) if self.checkpointed and torch.is_grad_enabled() else self.block(n, x)
         return self.linear("head", self.norm("norm", x).unflatten(1, (-1, self.tokens)).mean(2))
 
 
@@ -343,37 +382,3 @@ def gradient(
     """Every copy's gradient of its own loss, as one row; a model with Mesa moves its estimates."""
     parts = torch.autograd.grad(stacked_loss(model(patches), labels), list(model.parameters()))
     return torch.cat([part.flatten(1) for part in parts], 1)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Context that meters all storages that operations make, however they are held: ``now`` and the ``peak`` of it.
-
-    Nothing hides from it: not an attribute, not a closure, not a temporary of the backward pass. ``alive`` are tensors
-    that exist already, such as the parameters.
-    """
-
-    def __init__(self, alive: list[Tensor]) -> None:
-        super().__init__()
-        self.now, self.peak, self._seen = 0, 0, set()
-        for tensor in alive:
-            self._count(tensor)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, Tensor):
-                self._count(value)
-        return out
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._seen:
-            self._seen.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
