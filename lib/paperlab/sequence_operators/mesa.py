@@ -283,15 +283,8 @@ class StackedViT(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        sizes = {
-            "tokens": tokens,
-            "pixels": pixels,
-            "width": width,
-            "heads": heads,
-            "layers": layers,
-            "classes": classes,
-        }
-        require_at_least(1, copies=copies, **shape)
+        require_at_least(1, copies=copies, tokens=tokens, pixels=pixels, width=width)
+        require_at_least(1, heads=heads, layers=layers, classes=classes)
         if width % heads:
             raise ValueError(f"width must be a multiple of {heads} heads, got {width}")
         self.copies, self.heads, self.layers, self.tokens, self.storage = copies, heads, layers, tokens, storage
