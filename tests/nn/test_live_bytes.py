@@ -1,5 +1,8 @@
 """Bytes alive, against sums by hand."""
 
+import subprocess
+import sys
+
 import torch
 from torch.nn import functional as F
 
@@ -54,3 +57,15 @@ def test_the_backward_pass_is_metered_as_well():
     assert meter.peak > 2 * 1024 + 4  # the forward pass alone
     del y, z
     assert meter.now == x.grad.nbytes
+
+
+def test_the_first_use_does_not_import_torchs_compiler():
+    code = """
+import sys, torch
+from paperlab.nn.live_bytes import LiveBytes
+with LiveBytes() as meter:
+    a = torch.zeros(256) + 1
+assert meter.peak == 2048
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -32,6 +32,11 @@ class LiveBytes(TorchDispatchMode):
                 self._watch(tensor, new=True)
         return out
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to skip it, torch imports its compiler at the first operation, which takes two seconds."""
+        return False
+
     def _watch(self, tensor: Tensor, new: bool) -> None:
         storage = tensor.untyped_storage()
         if (key := storage._cdata) not in self._alive:
