@@ -54,6 +54,17 @@ def test_rows_sum_to_one_over_what_is_seen():
     assert l1_rows(torch.zeros(1, 4)).eq(0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("score", [-1000.0, -105.0, -95.0, -80.0, -60.0, 0.0])
+def test_rows_of_next_to_nothing_have_a_finite_gradient(dtype, score):
+    scores = torch.full((1, 4), score, dtype=dtype, requires_grad=True)
+    rows = l1_rows(F.softplus(scores))
+    rows[0, 0].backward()
+    assert scores.grad.isfinite().all()
+    assert rows.eq(0).all() or torch.equal(rows, torch.full_like(rows, 0.25))
+    assert rows.eq(0.25).all() or score < -60
+
+
 def test_multi_head_is_torchs_with_the_same_weights():
     layer = MultiHead(2, 12, 3, softmax, generator=generator())
     x = torch.randn(2, 4, 7, 12, generator=generator(1))

@@ -38,12 +38,13 @@ def softmax_rows(scores: Scores, allowed: Allowed | None = None) -> Scores:
 def l1_rows(weights: Scores, allowed: Allowed | None = None) -> Scores:
     """Nonnegative ``weights``, 0 where a query may not see a key, divided by their sum over each row.
 
-    A row without any weight stays 0.
+    A row without any weight becomes 0, and so does one whose sum is so small that the division's gradient would
+    overflow (below about 1e-29 in single precision).
     """
     if allowed is not None:
         weights = weights * allowed
     total = weights.sum(-1, keepdim=True)
-    return weights / total.where(total > 0, 1)
+    return weights / total.masked_fill(total < torch.finfo(total.dtype).tiny ** 0.75, math.inf)
 
 
 def attention(
