@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from paperlab.checks import require_at_least, require_between, require_nonempty
 from paperlab.nn import StackedLinear
+from paperlab.nn.sequence import fused_attention
 
 
 def pack(codes: UInt8[Tensor, "..."], bits: int) -> UInt8[Tensor, " bytes"]:
@@ -334,8 +335,7 @@ class StackedViT(nn.Module):
                             t=self.tokens).contiguous()  # fmt: skip
         scale = q.shape[-1] ** -0.5
         if not self._mesa:
-            y = F.scaled_dot_product_attention(*(a.flatten(0, 1) for a in (q, k, v))).view_as(q) if self.fused else (
-                (q @ k.mT * scale).softmax(-1) @ v)  # fmt: skip
+            y = fused_attention(q, k, v, causal=False) if self.fused else (q @ k.mT * scale).softmax(-1) @ v
         else:
             k = k.mT.contiguous()
             keep = {name: self.quantisers[f"{name}{n}"](a) for name, a in (("q", q), ("k", k), ("v", v))}

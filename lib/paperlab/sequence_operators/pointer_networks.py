@@ -99,10 +99,6 @@ def scores(
     return torch.linalg.vecdot(s, 2 * v[:, None, None, None]) - v.sum(-1)[:, None, None, None]
 
 
-def _each(linear: StackedLinear, x: Float[Tensor, "copies batch m width"]) -> Float[Tensor, "copies batch m out"]:
-    return linear(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-
-
 class Pointer(nn.Module):
     r"""$p(C_i = j) = \mathrm{softmax}_j(u^i)$ over the inputs and a learned end: the softmax is the output."""
 
@@ -117,7 +113,7 @@ class Pointer(nn.Module):
     ) -> Float[Tensor, "copies batch m places"]:
         """Log-probability of each of the n inputs and, last, of the end, for each of the m decoder states."""
         e = torch.cat([e, self.end.expand(-1, e.shape[1], -1, -1)], 2)
-        return scores(_each(self.W1, e), _each(self.W2, d), self.v).log_softmax(-1)
+        return scores(self.W1(e), self.W2(d), self.v).log_softmax(-1)
 
 
 class Plain(nn.Module):
@@ -136,7 +132,7 @@ class Plain(nn.Module):
         labels: Int[Tensor, "copies batch n"],
     ) -> Float[Tensor, "copies batch m places"]:
         """As `Pointer`; input j is entry ``labels[j]``, and a row sums to less than 1 where entries go unused."""
-        logp = _each(self.out, d).log_softmax(-1)
+        logp = self.out(d).log_softmax(-1)
         return torch.cat([logp.gather(-1, labels[:, :, None].expand(-1, -1, d.shape[2], -1)), logp[..., -1:]], -1)
 
 
@@ -152,7 +148,7 @@ class Attention(Plain):
 
     def forward(self, e: Tensor, d: Tensor, labels: Tensor) -> Tensor:
         """As `Plain`."""
-        a = scores(_each(self.W1, e), _each(self.W2, d), self.v).softmax(-1)
+        a = scores(self.W1(e), self.W2(d), self.v).softmax(-1)
         return super().forward(e, torch.cat([d, torch.matmul(a, e)], -1), labels)
 
 
